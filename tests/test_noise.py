@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+from dip_recon import noise
+from dip_recon.errors import UserError
+from skimage import data
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return np.moveaxis(data.astronaut(), -1, 0)[:, :201, :256].astype(np.float32) / 255
+
+
+def test_gaussian_noise_is_the_fields_bit_for_bit(picture):
+    state = np.random.get_state()
+    np.random.seed(7)
+    expected = np.clip(picture + np.random.normal(scale=25 / 255, size=picture.shape), 0, 1)
+    np.random.set_state(state)
+    noisy = noise.add_gaussian(picture, 25, np.random.RandomState(7))
+    assert noisy.dtype == np.float32
+    np.testing.assert_array_equal(noisy, expected.astype(np.float32))
+
+
+def test_poisson_noise(picture):
+    noisy = noise.add_poisson(picture, 0.01, np.random.RandomState(7))
+    state = np.random.get_state()
+    np.random.seed(7)
+    expected = np.clip(np.random.poisson(lam=picture / 0.01, size=picture.shape) * 0.01, 0, 1)
+    np.random.set_state(state)
+    assert noisy.dtype == np.float32
+    np.testing.assert_array_equal(noisy, expected.astype(np.float32))
+    grey = np.full((1, 300, 300), 0.4, np.float32)
+    counts = noise.add_poisson(grey, 0.01, np.random.RandomState(0))
+    assert counts.mean() == pytest.approx(0.4, abs=0.002)
+    assert counts.var() == pytest.approx(0.01 * 0.4, rel=0.03)
+
+
+def test_nothing_is_added_at_zero_and_input_is_kept(picture):
+    before = picture.copy()
+    np.testing.assert_array_equal(noise.add_gaussian(picture, 0, np.random.RandomState(0)), picture)
+    noise.add_gaussian(picture, 50, np.random.RandomState(0))
+    np.testing.assert_array_equal(picture, before)
+
+
+@pytest.mark.parametrize("bad", [-1, float("nan"), float("inf")])
+def test_refusals(picture, bad):
+    with pytest.raises(UserError, match="--noise_sigma"):
+        noise.add_gaussian(picture, bad, np.random.RandomState(0))
+    for scale in (bad, 0):
+        with pytest.raises(UserError, match="--poisson_scale"):
+            noise.add_poisson(picture, scale, np.random.RandomState(0))
+
+
+@pytest.mark.parametrize("sigma", [5, 15, 25, 50])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_estimate_sigma_of_unclipped_noise(sigma, channels):
+    y = 0.5 + np.random.RandomState(0).normal(scale=sigma / 255, size=(channels, 250, 301))
+    assert noise.estimate_sigma(y) == pytest.approx(sigma, rel=0.025)
+
+
+def test_estimate_sigma_of_a_picture(picture):
+    y = noise.add_gaussian(picture, 25, np.random.RandomState(7))
+    rms = 255 * np.sqrt(np.mean((y - picture) ** 2))
+    assert noise.estimate_sigma(y) == pytest.approx(rms, rel=0.08)
+    assert noise.estimate_sigma(y[:1]) == pytest.approx(rms, rel=0.08)
+
+
+def test_estimate_sigma_leaves_out_flat_regions_and_survives_small_pictures():
+    y = 0.5 + np.random.RandomState(0).normal(scale=0.1, size=(1, 128, 128))
+    y[:, :, :80] = 0.3
+    assert noise.estimate_sigma(y) == pytest.approx(25.5, rel=0.05)
+    assert noise.estimate_sigma(np.full((3, 16, 16), 0.7, np.float32)) == 0
+    for size in [(1, 1), (1, 9), (2, 3)]:
+        assert np.isfinite(noise.estimate_sigma(np.random.RandomState(0).rand(1, *size)))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (37, 31), (5, 8)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_estimate_sigma_is_scikit_images(size, channels):
+    pytest.importorskip("pywt")
+    from skimage.restoration import estimate_sigma
+
+    y = np.random.RandomState(0).rand(channels, *size)
+    expected = 255 * estimate_sigma(y, average_sigmas=True, channel_axis=0)
+    assert noise.estimate_sigma(y) == pytest.approx(expected, rel=1e-9)
+
+
+def test_estimate_sigma_is_the_wavelet_formula():
+    """Written out: the diagonal db2 filter as one 4×4 kernel, median over 0.67449."""
+    y = np.random.RandomState(0).rand(1, 24, 30)
+    a = np.sqrt(3)
+    taps = np.array([1 + a, -(3 + a), 3 - a, -(1 - a)]) / (4 * np.sqrt(2))
+    assert taps.sum() == pytest.approx(0, abs=1e-12) and (taps**2).sum() == pytest.approx(1)
+    assert (taps * np.arange(4)).sum() == pytest.approx(0, abs=1e-12)  # blind to ramps
+    windows = np.lib.stride_tricks.sliding_window_view(
+        np.pad(y[0], ((2, 2), (2, 2)), mode="symmetric"), (4, 4)
+    )
+    detail = (windows[::2, ::2, ::-1, ::-1] * np.outer(taps, taps)).sum((-1, -2))
+    expected = 255 * np.median(np.abs(detail)) / 0.6744897501960817
+    assert noise.estimate_sigma(y) == pytest.approx(expected, rel=1e-9)
