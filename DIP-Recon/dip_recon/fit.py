@@ -1,0 +1,275 @@
+"""The one optimisation loop: fit an untrained network to one measurement.
+
+Everything that varies is handed in: the operator with the problem, the loss, a schedule for the
+learning rate, a rule for stopping, callbacks that watch. ``step`` is the whole method.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UserError, nearest
+from .problem import Problem
+from .stopping import Fixed
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": nn.functional.mse_loss,
+    "l1": nn.functional.l1_loss,
+    "bce": nn.functional.binary_cross_entropy,
+}
+OPTIMIZERS = ("adam", "adamw", "radam", "rmsprop", "sgd")
+
+
+def total_variation(x: Tensor) -> Tensor:
+    """Mean squared difference between neighbours of x [N, C, H, W], both directions, a scalar.
+
+    The published penalty: (Σ(∂h x)² + Σ(∂w x)²) / (N·C·H·W).
+    """
+    return (x.diff(dim=-2).square().sum() + x.diff(dim=-1).square().sum()) / x.numel()
+
+
+def make_optimizer(name: str, parameters, lr: float, weight_decay: float = 0.0):
+    """One of the published optimisers by name; weight decay is adamw's alone."""
+    if name == "adam":
+        return torch.optim.Adam(parameters, lr)
+    if name == "adamw":
+        return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay)
+    if name == "radam":
+        return torch.optim.RAdam(parameters, lr)
+    if name == "rmsprop":
+        return torch.optim.RMSprop(parameters, lr)
+    if name == "sgd":
+        return torch.optim.SGD(parameters, lr, momentum=0.9, nesterov=True)
+    raise UserError(f"--optimizer {name}: unknown optimiser; {nearest(name, OPTIMIZERS)}")
+
+
+class Backtracking:
+    """Undo a step after which the fit has collapsed (Ulyanov et al., IJCV 2020, denoising code).
+
+    When the PSNR to the measurement has fallen by more than ``drop_db`` since the last good
+    iteration, weights, batch-norm statistics and the optimiser's moments go back to what they were
+    then, the gradient of the bad output is not used, and neither the moving average nor the
+    stopping rule sees that output. ``lr_factor`` shrinks the learning rate each time (0.9 in the
+    TU Delft reproduction; 1 leaves it); below 1 it also keeps a run without input noise from
+    repeating the same bad step for ever.
+    """
+
+    def __init__(self, drop_db: float = 5.0, lr_factor: float = 0.9) -> None:
+        self.drop_db, self.lr_factor = drop_db, lr_factor
+        self.good_error = float("inf")
+        self.count = 0
+        self.scale = 1.0
+        self._good: list[Tensor] = []
+
+    def _tensors(self, state: State) -> list[Tensor]:
+        moments = [t for s in state.optimizer.state.values() for t in s.values()]
+        tensors = [*state.network.parameters(), *state.network.buffers(), *moments]
+        return [t.detach() for t in tensors if isinstance(t, Tensor)]
+
+    def undone(self, state: State, error: float) -> bool:
+        """Whether the mean squared ``error`` to the measurement says that the fit collapsed.
+
+        If so the last good weights and moments are back in place, else the present ones are noted.
+        """
+        now = self._tensors(state)
+        if error != error or error > self.good_error * 10 ** (self.drop_db / 10):
+            for t, good in zip(now, self._good, strict=False):
+                t.copy_(good)
+            if len(self._good) < len(now):  # the optimiser had no moments yet
+                state.optimizer.state.clear()
+            self.scale *= self.lr_factor
+            self.count += 1
+            return True
+        if len(self._good) == len(now):
+            for good, t in zip(self._good, now, strict=True):
+                good.copy_(t)
+        else:
+            self._good = [t.clone() for t in now]
+        self.good_error = error
+        return False
+
+    def state_dict(self) -> dict:
+        return {k: getattr(self, k) for k in ("good_error", "count", "scale", "_good")}
+
+    def load_state_dict(self, state: dict) -> None:
+        for key, value in state.items():
+            setattr(self, key, value)
+
+
+@dataclass
+class State:
+    """Everything that a fit reads and changes; callbacks may look at all of it.
+
+    Attributes:
+        z: network input [1, c, h, w]; ``jitter`` is the deviation of the normal noise added to it
+            at every iteration, drawn from ``generator``.
+        iteration: the number of iterations done.
+        out, smoothed: last output and its exponential moving average, [1, C, H, W]; the same
+            tensor where ``ema`` is 0.
+        loss: last value of the whole objective, a detached scalar tensor.
+        stopped: whether the stopping rule has ended the run.
+    """
+
+    problem: Problem
+    network: nn.Module
+    z: Tensor
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator
+    lr: float
+    jitter: float = 0.0
+    ema: float = 0.99
+    loss_fn: Callable[[Tensor, Tensor], Tensor] = LOSSES["mse"]
+    tv_weight: float = 0.0
+    schedule: Callable[[int], float] = lambda iteration: 1.0
+    stopping: Fixed = field(default_factory=Fixed)
+    backtracking: Backtracking | None = None
+    precision: str = "fp32"
+    iteration: int = 0
+    seconds: float = 0.0
+    stopped: bool = False
+    out: Tensor | None = None
+    smoothed: Tensor | None = None
+    loss: Tensor | None = None
+
+    PLAIN: ClassVar = ("iteration", "seconds", "stopped", "out", "smoothed", "loss")
+
+    def _parts(self) -> dict:
+        parts = {"network": self.network, "optimizer": self.optimizer, "stopping": self.stopping}
+        return parts | ({"backtracking": self.backtracking} if self.backtracking else {})
+
+    def state_dict(self) -> dict:
+        """All that the next iteration depends on, for a checkpoint."""
+        plain = {k: getattr(self, k) for k in self.PLAIN}
+        generator = self.generator.get_state()
+        return {
+            **plain,
+            "generator": generator,
+            **{k: part.state_dict() for k, part in self._parts().items()},
+        }
+
+    def load_state_dict(self, saved: dict) -> None:
+        for key in self.PLAIN:
+            setattr(self, key, saved[key])
+        self.generator.set_state(saved["generator"].cpu())
+        for key, part in self._parts().items():
+            part.load_state_dict(saved[key])
+
+
+@dataclass
+class Result:
+    """What a fit leaves: pictures [1, C, H, W] in [0, 1] by the names used everywhere.
+
+    ``out`` is the last output, ``ema`` its moving average, ``stopped`` the picture of
+    ``stop_iteration``, the one that the stopping rule settled on.
+    """
+
+    out: Tensor
+    ema: Tensor
+    stopped: Tensor
+    stop_iteration: int
+    iterations: int
+    seconds: float
+    stopped_by_rule: bool
+
+    @property
+    def restored(self) -> Tensor:
+        """The result: always the stopping rule's picture, never one chosen by ground truth."""
+        return self.stopped
+
+
+def step(s: State) -> bool:
+    """One iteration of min_θ loss(A(f_θ(z + ε)), y) (Ulyanov et al. 2018, equation 2).
+
+    Returns True when the stopping rule ends the run.
+    """
+    lr = s.lr * s.schedule(s.iteration) * (s.backtracking.scale if s.backtracking else 1)
+    for group in s.optimizer.param_groups:
+        group["lr"] = lr
+    z = s.z
+    if s.jitter:
+        noise = torch.empty_like(z).normal_(generator=s.generator)
+        z = z + s.jitter * noise
+    bf16 = torch.autocast(z.device.type, torch.bfloat16) if s.precision == "bf16" else nullcontext()
+    with bf16:
+        out = s.network(z)
+    out = out.float()
+    measured = s.problem.A(out)
+    loss = s.loss_fn(measured, s.problem.y)
+    if s.tv_weight:
+        loss = loss + s.tv_weight * total_variation(out)
+    if s.backtracking and s.backtracking.undone(s, float((measured - s.problem.y).square().mean())):
+        return False
+    s.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    s.optimizer.step()
+    s.out, s.loss = out.detach(), loss.detach()
+    if s.smoothed is None or not s.ema:
+        s.smoothed = s.out.clone() if s.ema else s.out
+    else:
+        s.smoothed.lerp_(s.out, 1 - s.ema)
+    return s.stopping.update(s.iteration, s.out, s.smoothed)
+
+
+def fit(state: State, iterations: int, callbacks: Sequence[Callable[[State], None]] = ()) -> Result:
+    """Run ``step`` until the stopping rule ends it or ``iterations`` are done.
+
+    Args:
+        state: a fresh state, or one restored from a checkpoint, which goes on where it was.
+        iterations: how many at most, counted from the very beginning, ≥ 1.
+        callbacks: each is called with the state after every iteration. They watch; nothing that
+            they do may change a number.
+
+    Raises:
+        FloatingPointError: when the objective is no longer a finite number at the end.
+    """
+    state.network.train()
+    began = time.perf_counter() - state.seconds
+    while state.iteration < iterations and not state.stopped:
+        state.stopped = step(state)
+        state.iteration += 1
+        state.seconds = time.perf_counter() - began
+        for callback in callbacks:
+            callback(state)
+    if state.out is None or not torch.isfinite(state.loss):
+        raise FloatingPointError(f"the loss is not a finite number at iteration {state.iteration}")
+    rule = state.stopping
+    pictures = (p.clamp(0, 1) for p in (state.out, state.smoothed, rule.picture))
+    return Result(*pictures, rule.iteration, state.iteration, state.seconds, state.stopped)
+
+
+def bf16_available(device: torch.device | str) -> bool:
+    """Whether this device multiplies bfloat16 in hardware."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as cpuinfo:
+            flags = cpuinfo.read()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def choose(device: str = "auto", precision: str = "auto") -> tuple[torch.device, str]:
+    """Resolve ``auto|cpu|cuda`` and ``auto|fp32|bf16`` on this machine.
+
+    Raises:
+        UserError: cuda asked for where there is none, or a name that is not in these lists.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {device}: {nearest(device, ('auto', 'cpu', 'cuda'))}")
+    if precision not in ("auto", "fp32", "bf16"):
+        raise UserError(f"--precision {precision}: {nearest(precision, ('auto', 'fp32', 'bf16'))}")
+    has_cuda = torch.cuda.is_available()
+    if device == "cuda" and not has_cuda:
+        raise UserError("--device cuda: torch sees no CUDA device here; use --device cpu or auto")
+    chosen = torch.device("cuda" if has_cuda and device != "cpu" else "cpu")
+    if precision == "auto":
+        precision = "bf16" if bf16_available(chosen) else "fp32"
+    return chosen, precision

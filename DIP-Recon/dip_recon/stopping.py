@@ -1,0 +1,182 @@
+"""When to stop: rules as objects, each told of every iteration and asked whether to end the run.
+
+A rule sees the raw output and the candidate result (the exponential moving average, or the output
+itself where there is none). It never sees the ground truth. After the run ``iteration`` and
+``picture`` are the iteration it settled on and the picture of that very iteration.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from .errors import UserError, nearest
+
+
+class Fixed:
+    """Run all the iterations and return the last picture."""
+
+    name = "fixed"
+
+    def __init__(self) -> None:
+        self.iteration = -1
+        self.picture: Tensor | None = None
+
+    def update(self, iteration: int, out: Tensor, candidate: Tensor) -> bool:
+        """Take note of iteration ``iteration`` (from 0); [1, C, H, W] each. True ends the run."""
+        self.iteration, self.picture = iteration, candidate
+        return False
+
+    def state_dict(self) -> dict:
+        """What a checkpoint needs so that a resumed run decides exactly as an unbroken one."""
+        return {"iteration": self.iteration, "picture": self.picture}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.iteration, self.picture = state["iteration"], state["picture"]
+
+
+class _VarianceMinimum(Fixed):
+    """Stop when ``patience`` iterations have brought no new strict minimum of a variance.
+
+    The recorded picture is a copy made at the minimum, not whatever came later. Minima before
+    ``start`` do not count: while the network still leaves its first grey the variance is small
+    too. At most ``samples`` values of the output are looked at, always the same ones, so that
+    memory and time do not grow with the picture.
+    """
+
+    def __init__(self, patience: int, start: int, samples: int) -> None:
+        super().__init__()
+        if patience < 1:
+            raise UserError(f"--patience {patience}: give a positive number of iterations")
+        self.patience, self.start, self.samples = patience, start, samples
+        self.minimum = math.inf
+        self.picked: Tensor | None = None
+
+    @abstractmethod
+    def _variance(self, values: Tensor) -> float | None:
+        """The variance with these sampled values taken in, None while there is too little."""
+
+    def _sample(self, out: Tensor) -> Tensor:
+        values = out.detach().flatten()
+        if values.numel() <= self.samples:
+            return values
+        if self.picked is None:
+            order = torch.randperm(values.numel(), generator=torch.Generator().manual_seed(0))
+            self.picked = order[: self.samples].sort().values.to(values.device)
+        return values[self.picked]
+
+    def update(self, iteration: int, out: Tensor, candidate: Tensor) -> bool:
+        variance = self._variance(self._sample(out))
+        if variance is None or iteration < self.start:
+            # nothing recorded yet: a run that ends here ends with its last picture
+            self.iteration, self.picture = iteration, candidate
+            return False
+        if variance < self.minimum:
+            self.minimum = variance
+            self.iteration, self.picture = iteration, candidate.clone()
+        return iteration - self.iteration >= self.patience
+
+    def state_dict(self) -> dict:
+        return {**super().state_dict(), "minimum": self.minimum}
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self.minimum = state["minimum"]
+
+
+class WindowedVariance(_VarianceMinimum):
+    """ES-WMV: the variance of the last ``window`` outputs around their mean is at its minimum.
+
+    V_t = 1/W Σ_i ‖x_i − x̄‖² / n over the last W raw outputs (Wang et al., Early Stopping for Deep
+    Image Prior, TMLR 2023, §2.2, algorithm 1: W = 100, patience P = 1000). Kept as two running
+    sums in float64 beside the window itself: samples·window·4 bytes, 26 MB at most by default.
+    """
+
+    name = "ES-WMV"
+
+    def __init__(
+        self, patience: int = 1000, window: int = 100, start: int = 200, samples: int = 65536
+    ) -> None:
+        super().__init__(patience, start, samples)
+        if window < 2:
+            raise UserError(f"--window {window}: give at least 2 outputs")
+        self.window = window
+        self.outputs: Tensor | None = None  # [window, n] ring buffer
+        self.count = 0
+        self.total: Tensor | None = None  # Σ x_i, [n] float64
+        self.squares = 0.0  # Σ ‖x_i‖²
+
+    def _variance(self, values: Tensor) -> float | None:
+        new = values.double()
+        if self.outputs is None:
+            self.outputs = torch.zeros(self.window, values.numel(), device=values.device)
+            self.total = torch.zeros_like(new)
+        slot = self.count % self.window
+        old = self.outputs[slot].double()
+        self.total += new - old
+        self.squares += float(new.dot(new) - old.dot(old))
+        self.outputs[slot] = values
+        self.count += 1
+        if self.count < self.window:
+            return None
+        mean = self.total / self.window
+        return (self.squares / self.window - float(mean.dot(mean))) / values.numel()
+
+    def state_dict(self) -> dict:
+        kept = {k: getattr(self, k) for k in ("outputs", "count", "total", "squares")}
+        return {**super().state_dict(), **kept}
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        for key in ("outputs", "count", "total", "squares"):
+            setattr(self, key, state[key])
+
+
+class MovingVariance(_VarianceMinimum):
+    """ES-EMV: the same with an exponentially weighted variance, without a window.
+
+    d = x_t − ema; ema ← ema + αd; emv ← (1 − α)(emv + α‖d‖²/n) with α = 0.1 (Wang et al., Early
+    Stopping for Deep Image Prior, TMLR 2023, §2.2, equation for ES-EMV).
+    """
+
+    name = "ES-EMV"
+
+    def __init__(
+        self, patience: int = 1000, alpha: float = 0.1, start: int = 200, samples: int = 65536
+    ) -> None:
+        super().__init__(patience, start, samples)
+        self.alpha = alpha
+        self.ema: Tensor | None = None
+        self.emv = 0.0
+
+    def _variance(self, values: Tensor) -> float | None:
+        if self.ema is None:
+            self.ema = values.clone()
+            return None
+        d = values - self.ema
+        self.ema += self.alpha * d
+        self.emv = (1 - self.alpha) * (self.emv + self.alpha * float(d.square().mean()))
+        return self.emv
+
+    def state_dict(self) -> dict:
+        return {**super().state_dict(), "ema": self.ema, "emv": self.emv}
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self.ema, self.emv = state["ema"], state["emv"]
+
+
+RULES = {rule.name: rule for rule in (Fixed, WindowedVariance, MovingVariance)}
+
+
+def make(name: str, **settings) -> Fixed:
+    """The rule called ``name``, with those of ``settings`` that it takes (patience, window, …)."""
+    if name not in RULES:
+        raise UserError(f"--stopping {name}: unknown rule; {nearest(name, RULES)}")
+    rule = RULES[name]
+    taken = inspect.signature(rule).parameters
+    return rule(**{k: v for k, v in settings.items() if k in taken})
