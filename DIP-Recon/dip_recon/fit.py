@@ -73,11 +73,12 @@ class Backtracking:
         tensors = [*state.network.parameters(), *state.network.buffers(), *moments]
         return [t.detach() for t in tensors if isinstance(t, Tensor)]
 
-    def undone(self, state: State, error: float) -> bool:
-        """Whether the mean squared ``error`` to the measurement says that the fit collapsed.
+    def undone(self, state: State, measured: Tensor) -> bool:
+        """Whether ``measured``, the operator's view of the output, says that the fit collapsed.
 
         If so the last good weights and moments are back in place, else the present ones are noted.
         """
+        error = float((measured - state.problem.y).square().mean())
         now = self._tensors(state)
         if error != error or error > self.good_error * 10 ** (self.drop_db / 10):
             for t, good in zip(now, self._good, strict=False):
@@ -204,7 +205,7 @@ def step(s: State) -> bool:
     loss = s.loss_fn(measured, s.problem.y)
     if s.tv_weight:
         loss = loss + s.tv_weight * total_variation(out)
-    if s.backtracking and s.backtracking.undone(s, float((measured - s.problem.y).square().mean())):
+    if s.backtracking and s.backtracking.undone(s, measured.detach()):
         return False
     s.optimizer.zero_grad(set_to_none=True)
     loss.backward()

@@ -1,0 +1,154 @@
+"""The loop: it fits, the same each time, resumed or not, and what watches it changes nothing."""
+
+import pytest
+import torch
+
+from dip_recon.callbacks import Evaluation
+from dip_recon.errors import UserError
+from dip_recon.fit import OPTIMIZERS, Backtracking, bf16_available, choose, fit, make_optimizer, step
+from dip_recon.metrics import psnr
+from dip_recon.operators import Mask
+from dip_recon.problem import Problem
+
+
+def test_restores_better_than_the_measurement(fresh):
+    state = fresh(ema=0.95, lr=0.02)
+    result = fit(state, 150)
+    x = state.problem.x
+    assert psnr(result.restored, x) > psnr(state.problem.y, x) + 2
+    assert result.iterations == 150 and result.stop_iteration == 149
+    assert torch.equal(result.restored, result.ema) and not torch.equal(result.ema, result.out)
+
+
+def test_same_seed_same_result_and_callbacks_change_nothing(fresh):
+    plain = fit(fresh(), 20)
+    watched = fit(fresh(), 20, [Evaluation(3, 5), lambda state: torch.rand(3)])
+    assert torch.equal(plain.out, watched.out) and torch.equal(plain.ema, watched.ema)
+
+
+@pytest.mark.parametrize("rule", ["fixed", "ES-WMV", "ES-EMV"])
+@pytest.mark.parametrize("backtracking", [None, 1.0])
+def test_resumed_is_identical(fresh, tmp_path, rule, backtracking):
+    def make():
+        undo = Backtracking(backtracking, 0.9) if backtracking else None
+        return fresh(rule=rule, backtracking=undo, patience=5)
+
+    whole = make()
+    expected = fit(whole, 30)
+    broken = make()
+    fit(broken, 13)
+    torch.save(broken.state_dict(), tmp_path / "state.pt")
+    resumed = make()
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    result = fit(resumed, 30)
+    assert resumed.iteration == whole.iteration
+    for name in ("out", "ema", "stopped"):
+        assert torch.equal(getattr(result, name), getattr(expected, name))
+
+
+def test_a_run_that_its_rule_has_ended_stays_ended(fresh):
+    state = fresh()
+    state.stopping.update = lambda i, out, candidate: i == 4
+    state.stopping.iteration, state.stopping.picture = 4, torch.zeros(1, 3, 32, 32)
+    assert fit(state, 30).iterations == 5
+    assert state.state_dict()["stopped"]
+    assert fit(state, 30).iterations == 5
+
+
+def test_no_average_means_the_output_is_the_result(fresh):
+    result = fit(fresh(ema=0.0), 5)
+    assert torch.equal(result.restored, result.out)
+
+
+def test_operator_and_loss_are_whatever_is_given(fresh):
+    state = fresh()
+    y = state.problem.y
+    state.problem = Problem(2 * y.flip(-1), lambda x: 2 * x.flip(-1), (32, 32), state.problem.x)
+    state.loss_fn = torch.nn.functional.smooth_l1_loss
+    before = psnr(fit(state, 1).out, y)
+    assert psnr(fit(state, 80).out, y) > before + 3
+
+
+def test_psnr_to_the_measurement_counts_known_pixels_only():
+    mask = torch.zeros(1, 1, 4, 4)
+    mask[..., :2] = 1
+    problem = Problem(mask.clone() * 0.5, Mask(mask), (4, 4))
+    assert problem.psnr_measured(torch.full((1, 1, 4, 4), 0.6)) == pytest.approx(20, abs=1e-3)
+
+
+def test_schedule_sets_the_learning_rate(fresh):
+    seen = []
+    state = fresh(schedule=lambda i: 0.5 ** (i // 2))
+    fit(state, 4, [lambda s: seen.append(s.optimizer.param_groups[0]["lr"])])
+    assert seen == [0.01, 0.01, 0.005, 0.005]
+
+
+def test_total_variation_smooths(fresh):
+    def roughness(weight):
+        out = fit(fresh(tv_weight=weight), 60).out
+        return float(out.diff(dim=-1).abs().mean())
+
+    assert roughness(5.0) < 0.8 * roughness(0.0)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimisers_fit(fresh, name):
+    state = fresh(optimizer=name, lr=0.001)
+    first = float(fit(state, 1).out.sub(state.problem.y).square().mean())
+    assert float(fit(state, 40).out.sub(state.problem.y).square().mean()) < first
+
+
+def test_unknown_optimiser(fresh):
+    with pytest.raises(UserError, match="did you mean 'adam'"):
+        make_optimizer("adm", [], 0.1)
+
+
+def test_backtracking_restores_weights_and_moments(fresh):
+    state = fresh(backtracking=Backtracking(5.0, 0.5))
+    fit(state, 80)
+    undo = state.backtracking
+
+    def tensors():
+        return [t.clone() for t in undo._tensors(state)]
+
+    before, average = tensors(), state.smoothed.clone()
+    step(state)  # notes ``before`` as good, then moves on
+    with torch.no_grad():
+        for p in state.network.parameters():
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(5)))
+        state.network.state_dict()
+    good, average = [t.clone() for t in undo._good], state.smoothed.clone()
+    assert not step(state)
+    assert undo.count == 1 and undo.scale == 0.5
+    for was, noted, now in zip(before, good, tensors(), strict=True):
+        assert torch.equal(noted, now) and was.shape == now.shape
+    assert torch.equal(state.smoothed, average), "the bad output must not be averaged in"
+    step(state)
+    assert state.optimizer.param_groups[0]["lr"] == pytest.approx(0.005)
+
+
+def test_backtracking_without_a_collapse_changes_nothing(fresh):
+    assert torch.equal(fit(fresh(), 15).out, fit(fresh(backtracking=Backtracking(5.0)), 15).out)
+
+
+def test_a_loss_that_is_no_number_is_said_to_be(fresh):
+    state = fresh()
+    state.problem.y[0, 0, 0, 0] = float("nan")
+    with pytest.raises(FloatingPointError, match="iteration 2"):
+        fit(state, 2)
+
+
+def test_device_and_precision():
+    assert choose("cpu", "fp32") == (torch.device("cpu"), "fp32")
+    assert choose("cpu", "auto")[1] == ("bf16" if bf16_available("cpu") else "fp32")
+    for wrong in (("gpu", "auto"), ("cpu", "fp16")):
+        with pytest.raises(UserError, match="--"):
+            choose(*wrong)
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="--device cuda"):
+            choose("cuda", "auto")
+
+
+def test_bf16_is_close_to_fp32(fresh):
+    a, b = fit(fresh(), 60), fit(fresh(precision="bf16"), 60)
+    assert psnr(a.ema, b.ema) > 25
