@@ -1,0 +1,3 @@
+"""Image restoration with untrained networks (Deep Image Prior)."""
+
+__version__ = "0.1.0"

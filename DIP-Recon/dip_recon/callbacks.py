@@ -1,0 +1,190 @@
+"""What watches a fit: measuring, printing, snapshots, checkpoints. None of it changes a number."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import torch
+from tqdm import tqdm
+
+from . import images, metrics
+from .fit import State
+from .runs import Run
+
+
+class Evaluation:
+    """Measure the fit every ``every`` iterations: one row of ``runs.HISTORY`` each time.
+
+    Iterations are counted from 0, as the published programs print them: row i describes the output
+    of iteration i. SSIM is slow and taken every ``ssim_every`` iterations only.
+    """
+
+    def __init__(self, every: int, ssim_every: int) -> None:
+        self.every, self.ssim_every = every, ssim_every
+        self.rows: list[dict] = []
+        self.seconds = 0.0
+
+    def __call__(self, state: State) -> None:
+        if (state.iteration - 1) % self.every == 0 or (state.iteration - 1) % self.ssim_every == 0:
+            self.measure(state)
+
+    def measure(self, state: State) -> dict:
+        """Append the row of the present iteration, unless it is there, and return it."""
+        began = time.perf_counter()
+        i, x = state.iteration - 1, state.problem.x
+        if self.rows and self.rows[-1]["iteration"] == i:
+            return self.rows[-1]
+        row = {"iteration": i, "seconds": round(state.seconds, 3), "loss": float(state.loss)}
+        row["psnr_noisy"] = state.problem.psnr_measured(state.smoothed)
+        if x is not None:
+            row["psnr_gt"] = metrics.psnr(state.out, x)
+            same = state.smoothed is state.out
+            row["psnr_gt_sm"] = row["psnr_gt"] if same else metrics.psnr(state.smoothed, x)
+            if i % self.ssim_every == 0:
+                row["ssim_gt_sm"] = metrics.ssim(state.smoothed, x)
+        self.rows.append(row)
+        self.seconds += time.perf_counter() - began
+        return row
+
+    def oracle(self) -> tuple[float, int]:
+        """Best PSNR of the moving average against ground truth, and the iteration it was at."""
+        best = max(self.rows, key=lambda row: row["psnr_gt_sm"])
+        return best["psnr_gt_sm"], best["iteration"]
+
+
+class Lines:
+    """Print the published programs' line every ``every`` iterations, through ``say``."""
+
+    def __init__(
+        self, evaluation: Evaluation, every: int, baseline: float, say: Callable, verbose: bool
+    ) -> None:
+        self.evaluation, self.every, self.baseline = evaluation, every, baseline
+        self.say, self.verbose = say, verbose
+
+    def __call__(self, state: State) -> None:
+        if (state.iteration - 1) % self.every:
+            return
+        row = self.evaluation.measure(state)
+        line = f"Iteration {row['iteration']:05d}"
+        if "psnr_gt" in row:
+            line += f"   PSNR_noisy_baseline: {self.baseline:f}   PSNR_noisy: {row['psnr_noisy']:f}"
+            line += f"   PSRN_gt: {row['psnr_gt']:f} PSNR_gt_sm: {row['psnr_gt_sm']:f}"
+        else:
+            line += f"   PSNR_noisy: {row['psnr_noisy']:f}"
+        self.say(line + (f"   loss: {row['loss']:.3e}" if self.verbose else ""))
+
+
+class Progress:
+    """A progress bar on stderr with the last PSNRs."""
+
+    def __init__(self, evaluation: Evaluation, iterations: int, done: int, title: str) -> None:
+        self.evaluation = evaluation
+        self.bar = tqdm(total=iterations, initial=done, desc=title, unit="it", smoothing=0.05)
+        if not self.bar.fp.isatty():
+            self.bar.mininterval = 10
+
+    def __call__(self, state: State) -> None:
+        if self.evaluation.rows and (state.iteration - 1) % self.evaluation.every == 0:
+            row = self.evaluation.rows[-1]
+            shown = {"fit": f"{row['psnr_noisy']:.2f}"}
+            if "psnr_gt_sm" in row:
+                shown["restored"] = f"{row['psnr_gt_sm']:.2f}"
+            self.bar.set_postfix_str(", ".join(f"{k} {v} dB" for k, v in shown.items()), False)
+        self.bar.update()
+
+    @staticmethod
+    def write(line: str) -> None:
+        """Print a line to stdout above whatever bar is shown."""
+        tqdm.write(line)
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+class Snapshots:
+    """Keep the candidate picture of the given iterations as PNG."""
+
+    def __init__(self, run: Run, iterations: list[int]) -> None:
+        self.run, self.iterations = run, set(iterations)
+
+    def __call__(self, state: State) -> None:
+        i = state.iteration - 1
+        if i in self.iterations:
+            picture = state.smoothed[0].clamp(0, 1).cpu().numpy()
+            images.save_png(self.run.folder / "snapshots" / f"{i:05d}.png", picture)
+
+
+class Checkpoints:
+    """Save all that the run needs to go on, every ``every`` iterations and when interrupted.
+
+    Ctrl-C and SIGTERM are looked at between two iterations only, so that what is saved is whole:
+    the checkpoint is written and KeyboardInterrupt raised.
+    """
+
+    def __init__(self, run: Run, every: int, evaluation: Evaluation) -> None:
+        self.run, self.every, self.evaluation = run, every, evaluation
+        self.interrupted = False
+
+    def __call__(self, state: State) -> None:
+        if state.iteration % self.every == 0 or self.interrupted:
+            self.save(state)
+        if self.interrupted:
+            raise KeyboardInterrupt
+
+    def save(self, state: State) -> None:
+        rows = self.evaluation.rows
+        self.run.save_checkpoint({"state": state.state_dict(), "rows": rows})
+        self.run.write_history(rows)
+
+    def restore(self, state: State) -> bool:
+        """Put ``state`` and the rows back to where the last checkpoint was; False if none is."""
+        saved = self.run.load_checkpoint(state.z.device)
+        if saved is None:
+            return False
+        state.load_state_dict(saved["state"])
+        self.evaluation.rows = saved["rows"]
+        return True
+
+    @contextmanager
+    def listening(self):
+        """While in here, Ctrl-C and SIGTERM end the run after the iteration at hand."""
+
+        def note(*_):
+            self.interrupted = True
+
+        try:
+            before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: somebody else listens
+            before = {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def peak_memory(device: torch.device, reset: bool = False) -> int:
+    """Most bytes in use since the last reset: of the card, or of this process on the CPU."""
+    if device.type == "cuda":
+        if reset:
+            torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        if reset:
+            with open("/proc/self/clear_refs", "w") as file:
+                file.write("5")
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def finite(value: float | None, digits: int = 4) -> float | None:
+    """A figure for result.json: rounded, None where it is not a finite number."""
+    return None if value is None or not math.isfinite(value) else round(float(value), digits)

@@ -1,0 +1,234 @@
+"""The command: ``dip-recon denoise|inpaint|sr PICTURE -o OUT``, and what one can choose from."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from . import __version__
+from .errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but its mistakes end like all others: one line, status 2."""
+
+    def error(self, message):
+        raise UserError(f"{message}; see `{self.prog} --help`")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="dip-recon", description="Restore pictures with untrained networks.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    for name, run, text in (
+        ("denoise", _denoise, "take the noise out of a picture"),
+        ("inpaint", _inpaint, "fill in what a mask says is missing"),
+        ("sr", _enlarge, "enlarge a picture"),
+    ):
+        command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+        command.add_argument("picture", type=Path, help="PNG, JPEG, TIFF, …, 8 or 16 bit")
+        command.add_argument("-o", "--output", type=Path, required=True, help="file to write")
+        if name == "inpaint":
+            command.add_argument(
+                "--mask", type=Path, required=True, help="picture of the same size, white = known"
+            )
+        if name == "sr":
+            command.add_argument("--factor", type=int, default=4, help="times larger (default 4)")
+        command.add_argument("--iterations", type=int, help="at most (it stops by itself before)")
+        command.add_argument("--seed", type=int, default=7)
+        command.add_argument("--device", default="auto", help="auto, cpu or cuda")
+        command.add_argument("--precision", default="auto", help="auto, fp32 or bf16")
+        command.add_argument(
+            "--keep", type=Path, metavar="FOLDER",
+            help="keep curves, snapshots and checkpoint here; a killed run goes on from there",
+        )  # fmt: skip
+        command.set_defaults(run=run)
+
+    demo = commands.add_parser("demo", help="restore a noisy picture that scikit-image ships")
+    demo.add_argument("-o", "--output", type=Path, default=Path("demo"), help="folder (./demo)")
+    demo.set_defaults(run=_demo)
+
+    listing = commands.add_parser("models", help="networks by name")
+    listing.add_argument("--json", action="store_true")
+    listing.set_defaults(run=_models)
+
+    listing = commands.add_parser("upsamplers", help="upsamplers by name, and their responses")
+    listing.add_argument("--json", action="store_true")
+    listing.add_argument("--plot", type=Path, metavar="PNG", help="plot frequency responses")
+    listing.add_argument(
+        "names", nargs="*", help="only these; also taps:a,b,… and kaiser:dB,cutoff[,transition]"
+    )
+    listing.set_defaults(run=_upsamplers)
+
+    sets = commands.add_parser("data", help="data sets by name").add_subparsers(
+        dest="action", required=True, metavar="list|download|verify"
+    )
+    action = sets.add_parser("list", help="which there are, and which are here")
+    action.add_argument("--json", action="store_true")
+    action.set_defaults(run=_data_list)
+    for name, run in (("download", _data_download), ("verify", _data_verify)):
+        action = sets.add_parser(name)
+        action.add_argument("name")
+        action.add_argument("--root", type=Path, help="folder the sets are in")
+        if name == "download":
+            action.add_argument("--mirror", metavar="URL", help="fetch from here instead")
+        action.set_defaults(run=run)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """0 done, 2 the user's mistake, 1 ours, 130 interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        args = build_parser().parse_args(argv)
+        return args.run(args) or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except FloatingPointError as error:
+        print(f"error: {error}; try --precision fp32", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+
+
+# ---------------------------------------------------------------- one's own picture
+
+
+def _denoise(args) -> None:
+    from . import own
+
+    _restore(args, own.denoising(args.picture), own.DENOISING)
+
+
+def _inpaint(args) -> None:
+    from . import own
+
+    _restore(args, own.inpainting(args.picture, args.mask), own.INPAINTING)
+
+
+def _enlarge(args) -> None:
+    from . import own
+
+    _restore(args, own.super_resolution(args.picture, args.factor), own.SUPER_RESOLUTION)
+
+
+def _restore(args, job, options) -> None:
+    from . import images, own
+
+    given = {"seed": args.seed, "device": args.device, "precision": args.precision}
+    if args.iterations is not None:
+        given["num_iters"] = args.iterations
+    images.check_writable(args.output)
+    with tempfile.TemporaryDirectory() as temporary:
+        summary, restored = own.restore(job, options, given, args.keep or Path(temporary))
+        images.write(args.output, restored, like=job.like)
+    print(f"{args.output}: {summary['iterations']} iterations, {summary['seconds']:.0f} s")
+
+
+def _demo(args) -> None:
+    from . import own
+
+    print(own.demo(args.output))
+
+
+# ---------------------------------------------------------------- listings
+
+
+def _print(rows: list[dict], as_json: bool, columns: dict[str, Callable]) -> None:
+    """Rows as JSON, or the columns asked for as an aligned table."""
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    cells = [list(columns)] + [[str(show(row)) for show in columns.values()] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        print("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip())
+
+
+def _models(args) -> None:
+    from . import models
+
+    rows = []
+    for name in models.names():
+        entry = models.get(name)
+        parameters = models.count_parameters(name)
+        described = {"name": name, "parameters": parameters, "options": entry.options}
+        rows.append({**described, "summary": entry.summary, "source": entry.source})
+    columns = {
+        "name": lambda r: r["name"],
+        "parameters": lambda r: f"{r['parameters']:,}",
+        "what it is": lambda r: r["summary"],
+    }
+    _print(rows, args.json, columns)
+    if not args.json:
+        print("\nParameters at the defaults, for a colour picture. Options: --json")
+
+
+def _upsamplers(args) -> None:
+    from . import figures
+    from .models import upsamplers
+
+    infos = [upsamplers.get(name) for name in args.names or upsamplers.names()]
+    rows = []
+    for info in infos:
+        taps = upsamplers.taps(info.name)
+        taps = None if taps is None else [round(float(t), 6) for t in taps]
+        rows.append(
+            {"name": info.name, "learnt": info.learnt, "taps": taps, "summary": info.summary}
+        )
+    columns = {"name": lambda r: r["name"], "what it does": lambda r: r["summary"]}
+    _print(rows, args.json, columns)
+    if args.plot:
+        fixed = [row["name"] for row in rows if row["taps"]]
+        if not fixed:
+            raise UserError("--plot: none of these upsamplers has a fixed filter")
+        responses = {name: upsamplers.frequency_response(name) for name in fixed}
+        figures.draw_responses(responses, args.plot)
+        print(f"\n{args.plot}")
+
+
+def _data_list(args) -> None:
+    from . import data
+
+    rows = []
+    for name in data.names():
+        rows.append(asdict(data.info(name)))
+    columns = {
+        "name": lambda r: r["name"],
+        "files": lambda r: r["files"],
+        "MB": lambda r: f"{r['bytes'] / 1e6:.1f}",
+        "here": lambda r: "yes" if r["here"] else "no",
+        "what it is": lambda r: r["description"],
+    }
+    _print(rows, args.json, columns)
+
+
+def _data_download(args) -> None:
+    from . import data
+
+    print(data.download(args.name, root=args.root, mirror=args.mirror))
+
+
+def _data_verify(args) -> int:
+    from . import data
+
+    problems = data.verify(args.name, root=args.root)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    print(f"{args.name}: {len(problems) or 'no'} problem{'s' * (len(problems) != 1)}")
+    return 2 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""The two pictures of one run: what it did, side by side, and how it got there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from .. import images
+from ..files import atomic
+from ..runs import Run
+
+BLUE, ORANGE, GREY = "#1f5fa8", "#d9730d", "#6b6b6b"  # tell apart in grey print too
+
+
+def draw_run(run: Run) -> None:
+    """Draw ``comparison.png`` and ``curves.png`` into a finished run's folder, where missing."""
+    if not (run.folder / "comparison.png").is_file():
+        _save(comparison(run), run.folder / "comparison.png")
+    if not (run.folder / "curves.png").is_file():
+        _save(curves(run), run.folder / "curves.png")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=100)
+
+
+def comparison(run: Run) -> Figure:
+    """Measurement, result and, if known, the clean picture; below each a detail, enlarged."""
+    result = run.result()
+    restored = _read(run.folder / "restored.png")
+    panels = [("measured", _read(run.folder / "noisy.png"), result.get("psnr_noisy"))]
+    panels += [("restored", restored, result.get("psnr_stopped"))]
+    if (run.folder / "clean.png").is_file():
+        panels += [("clean", _read(run.folder / "clean.png"), None)]
+    height, width = restored.shape[:2]
+    top, left, side = _detail(restored)
+    wide = 3.4
+    tall = wide * height / width
+    figure = Figure(figsize=(wide * len(panels) + 0.2, tall + wide + 0.75))
+    grid = figure.add_gridspec(
+        2, len(panels), height_ratios=(tall, wide), left=0.01, right=0.99, top=0.94, bottom=0.01,
+        wspace=0.03, hspace=0.03,
+    )  # fmt: skip
+    for column, (title, picture, psnr) in enumerate(panels):
+        scale = picture.shape[0] / height  # a low-resolution measurement is smaller
+        whole = figure.add_subplot(grid[0, column])
+        whole.set_title(title if psnr is None else f"{title}, {psnr:.2f} dB", fontsize=11)
+        whole.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+        corner, edge = np.array([left, top]) * scale - 0.5, side * scale
+        box = {"fill": False, "edgecolor": "white", "linewidth": 1.2}
+        whole.add_patch(_rectangle(corner, edge, box))
+        detail = figure.add_subplot(grid[1, column])
+        rows = slice(round(top * scale), max(round((top + side) * scale), round(top * scale) + 1))
+        cols = slice(
+            round(left * scale), max(round((left + side) * scale), round(left * scale) + 1)
+        )
+        detail.imshow(
+            picture[rows, cols], cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto"
+        )
+        for axes in (whole, detail):
+            axes.set_xticks([])
+            axes.set_yticks([])
+    return figure
+
+
+def curves(run: Run) -> Figure:
+    """Loss and PSNRs along the iterations, with the stop and the oracle marked."""
+    rows, result = run.history(), run.result()
+    at = [row["iteration"] for row in rows]
+    known = "psnr_gt" in rows[-1] and rows[-1]["psnr_gt"] is not None
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    if known:
+        axes.plot(at, [r["psnr_gt"] for r in rows], color=ORANGE, lw=0.8, alpha=0.7,
+                  label="output against clean")  # fmt: skip
+        axes.plot(at, [r["psnr_gt_sm"] for r in rows], color=BLUE, lw=2,
+                  label="moving average against clean")  # fmt: skip
+    axes.plot(at, [r["psnr_noisy"] for r in rows], color=GREY, lw=1.4, ls="--",
+              label="moving average against measurement")  # fmt: skip
+    stop = result["stop_iteration"]
+    axes.axvline(
+        stop, color="black", lw=1, ls=":", label=f"stopped at {stop} ({result['stopping']})"
+    )
+    if known:
+        best, best_at = result["psnr_oracle"], result["oracle_iteration"]
+        label = f"oracle: {best:.2f} dB at {best_at}"
+        axes.plot(best_at, best, "o", mfc="none", color="black", label=label)
+    axes.set(
+        xlabel="iteration", ylabel="PSNR (dB)", title=f"{result['image']}, {result['model_type']}"
+    )
+    axes.set_ylim(bottom=max(5, axes.get_ylim()[0]))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="lower right")
+    return figure
+
+
+def _read(path: Path) -> np.ndarray:
+    """A PNG as [H, W] grey or [H, W, 3]."""
+    x = images.read(path).data
+    return x[0] if x.shape[0] == 1 else np.moveaxis(x, 0, -1)
+
+
+def _rectangle(corner, edge, style):
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(tuple(corner), edge, edge, **style)
+
+
+def _detail(picture: np.ndarray) -> tuple[int, int, int]:
+    """Top, left and side of the liveliest square, a quarter of the picture's shorter side."""
+    grey = picture.mean(-1) if picture.ndim == 3 else picture
+    side = max(min(grey.shape) // 4, min(8, *grey.shape))
+    step = max(side // 4, 1)
+    tops = range(0, grey.shape[0] - side + 1, step)
+    lefts = range(0, grey.shape[1] - side + 1, step)
+    corners = [(grey[t : t + side, c : c + side].std(), t, c) for t in tops for c in lefts]
+    _, top, left = max(corners)
+    return top, left, side

@@ -1,0 +1,56 @@
+"""The one way a file gets onto the disk: whole, or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .errors import UserError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; when the block ends well it takes the name.
+
+    The temporary name keeps the suffix, for writers that choose a format by it.
+
+    Raises:
+        UserError: the folder is missing or cannot be written, or the disk is full. The temporary
+            file is gone then, and what was at ``path`` before is still there.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        handle, name = tempfile.mkstemp(prefix=".part-", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        temporary.chmod(0o666 & ~_umask())
+        yield temporary
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink()
+
+
+def cannot_write(path: str | Path, error: OSError) -> UserError:
+    """The UserError for a failed write, naming the path and the mend."""
+    if error.errno in _FULL:
+        return UserError(f"{path}: no space left there; free some, or write to another folder")
+    reason = error.strerror or str(error)
+    return UserError(f"{path}: cannot be written ({reason}); choose another folder")
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask

@@ -1,0 +1,188 @@
+"""Flags and YAML files into options: what the entry scripts' users type.
+
+The published scripts' flags are all accepted; one that switches on a feature which this program
+does not have is refused, and one that changes nothing is said to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import yaml
+
+from .errors import UserError, nearest
+from .options import Options, words
+
+# Published features that this program does not have, with the values at which they are off …
+OFF = {
+    "freq_lbda": (0,),
+    "prune_type": ("none",),
+    "reg_type": (0,),
+    "Lipschitz_constant": (0,),
+    "Lipschitz_reg": (0,),
+    "num_power_iterations": (0,),
+}
+# … and the flags that only matter while one of those is on.
+DEPENDENT = {"freq_loss_func": "freq_lbda", "morph_lbda": "prune_type", "min_tau": "prune_type"}
+
+
+def _boolean(text) -> bool:
+    words = {"yes": True, "true": True, "t": True, "y": True, "1": True}
+    words |= {"no": False, "false": False, "f": False, "n": False, "0": False}
+    if str(text).lower() not in words:
+        raise ValueError("give True or False")
+    return words[str(text).lower()]
+
+
+def _number(text) -> float:
+    return float(Fraction(text)) if isinstance(text, str) and "/" in text else float(text)
+
+
+def _integer(text) -> int:
+    if float(text) != int(float(text)):
+        raise ValueError("give a whole number")
+    return int(float(text))
+
+
+def _text(text) -> str | None:
+    return None if str(text).lower() == "none" else str(text)
+
+
+READERS = {bool: _boolean, float: _number, int: _integer, str: _text}
+
+
+def convert(f: dataclasses.Field, value):
+    """Read one flag's or YAML key's value as its field wants it; UserError names the flag."""
+    read = READERS[f.metadata.get("kind", str)]
+    if f.name == "upsample_mode":
+        read = str  # 'None' is an upsampler: no upsampling at all
+    many = f.default_factory is not dataclasses.MISSING
+    try:
+        if many:
+            parts = value if isinstance(value, list | tuple) else str(value).split()
+            return [read(v) for v in parts]
+        return None if value is None else read(value)
+    except (ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
+        kind = {int: "a whole number", float: "a number", bool: "True or False"}
+        wanted = kind.get(f.metadata.get("kind"), "another value")
+        raise UserError(f"--{f.name} {value}: give {wanted}") from error
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but its mistakes are UserErrors."""
+
+    def error(self, message):
+        raise UserError(message)
+
+
+@dataclass
+class Switches:
+    """What is asked of this one command and is no part of the experiment."""
+
+    resume: bool = False
+    overwrite: bool = False
+    dry_run: bool = False
+
+
+def parser(cls: type[Options], prog: str) -> argparse.ArgumentParser:
+    """The argument parser of an experiment: a flag a field, and the published ones that are off."""
+    parser = _Parser(prog=prog, description=cls.__doc__, allow_abbrev=False)
+    for f in dataclasses.fields(cls):
+        many = f.default_factory is not dataclasses.MISSING
+        default = f.default_factory() if many else f.default
+        shown = words(default if many else [default])
+        text = f.metadata["help"]
+        if "choices" in f.metadata:
+            text += f": {', '.join(f.metadata['choices'])}"
+        if shown not in ("None", ""):
+            text += f" (default {shown})"
+        parser.add_argument(
+            f"--{f.name}", nargs="+" if many else None, default=None, metavar="V",
+            help=text.replace("%", "%%"),
+        )  # fmt: skip
+    for name in (*OFF, *DEPENDENT, *cls.UNUSED):
+        parser.add_argument(f"--{name}", default=None, metavar="V", help=argparse.SUPPRESS)
+    parser.add_argument("--config", metavar="FILE", help="YAML file of options; flags win over it")
+    for flag, text in (
+        ("--resume", "go on with unfinished runs and keep finished ones"),
+        ("--overwrite", "throw away what the run folders hold and start again"),
+        ("--dry-run", "print the resolved options and the pictures, then leave"),
+    ):
+        parser.add_argument(flag, action="store_true", help=text)
+    return parser
+
+
+def parse(cls: type[Options], argv: list[str], prog: str) -> tuple[Options, Switches, list[str]]:
+    """Fill an experiment's options from flags and a YAML file; flags win.
+
+    Returns the options, the switches, and notes: one line for each published flag that was given
+    but changes nothing here.
+
+    Raises:
+        UserError: an unknown flag or key, a value of the wrong kind or out of range, a published
+            feature that is switched on but not supported.
+    """
+    p = parser(cls, prog)
+    args, unknown = p.parse_known_args(argv)
+    known = [s.lstrip("-") for a in p._actions for s in a.option_strings]
+    for word in unknown:
+        if word.startswith("-"):
+            name = word.lstrip("-").split("=")[0]
+            raise UserError(f"unknown flag {word.split('=')[0]}: {_closest(name, known)}")
+    if unknown:
+        raise UserError(f"unexpected {unknown[0]!r}: every value follows a --flag")
+    given = _read_yaml(args.config, known) if args.config else {}
+    given |= {k: v for k, v in vars(args).items() if v is not None and k not in _COMMAND}
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    notes = [note for name in list(given) for note in _published(cls, name, given, fields)]
+    options = cls(**{k: convert(fields[k], v) for k, v in given.items()})
+    options.validate()
+    return options, Switches(args.resume, args.overwrite, args.dry_run), notes
+
+
+_COMMAND = ("config", "resume", "overwrite", "dry_run")
+
+
+def _closest(name: str, known: list[str]) -> str:
+    hint = nearest(name, known).split("Choices:")[0].replace("'", "").strip()
+    return hint.replace("mean ", "mean --") if hint else "see --help"
+
+
+def _published(cls: type[Options], name: str, given: dict, fields: dict) -> list[str]:
+    """Take a published flag that is no option of ours out of ``given``; say what becomes of it."""
+    if name in fields:
+        return []
+    value = given.pop(name)
+    if name in OFF:
+        try:
+            off = _number(value) in OFF[name]
+        except ValueError:
+            off = str(value).lower() in OFF[name]
+        if not off:
+            raise UserError(f"--{name} {value}: not supported; leave it at {OFF[name][0]}")
+        return []
+    if name in DEPENDENT:
+        return []
+    return [f"--{name} {value} changes nothing in {cls.TASKS[0]}"]
+
+
+def _read_yaml(path: str, known: list[str]) -> dict:
+    try:
+        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = str(error).splitlines()[0]
+        raise UserError(f"--config {path}: not a YAML file ({line})") from error
+    if not isinstance(loaded, dict):
+        raise UserError(f"--config {path}: must hold `option: value` lines")
+    for key in ("image", "picture_sha256", "versions"):  # a run folder's config.yaml has these too
+        loaded.pop(key, None)
+    for key in loaded:
+        if key not in known or key in _COMMAND:
+            raise UserError(f"--config {path}: unknown key {key}: {_closest(str(key), known)}")
+    return loaded

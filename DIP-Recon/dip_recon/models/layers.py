@@ -1,0 +1,136 @@
+"""Small pieces that every network family shares: layers by name, cropping, checks of flags.
+
+Tensors are [N, C, H, W]; sizes are (height, width) in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import UserError, nearest
+
+Size = tuple[int, int]
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "ReLU": lambda: nn.ReLU(inplace=True),
+    "LeakyReLU": lambda: nn.LeakyReLU(0.2, inplace=True),
+    "Swish": nn.SiLU,
+    "ELU": nn.ELU,
+    "GELU": nn.GELU,
+    "none": nn.Identity,
+}
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "bn": nn.BatchNorm2d,
+    "instance": nn.InstanceNorm2d,
+}
+PADS = ("zero", "reflection")
+DROPOUT = 0.3  # probability that a whole channel is dropped, as in the published programs
+
+
+def one_of(flag: str, value: object, choices: Sequence[str]) -> str:
+    """Return ``value`` if it is among ``choices``; otherwise raise UserError naming the flag."""
+    if value not in choices:
+        raise UserError(f"--{flag} {value}: {nearest(str(value), choices)}")
+    return str(value)
+
+
+def whole(flag: str, value: object, least: int, *, odd: bool = False) -> int:
+    """Return ``value`` if it is a whole number ≥ ``least`` (odd if asked); UserError otherwise."""
+    fits = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    if not fits or (odd and value % 2 == 0):
+        kind = "an odd number" if odd else "a whole number"
+        raise UserError(f"--{flag} {value}: takes {kind} of at least {least}")
+    return value
+
+
+def per_scale(flag: str, value: object, scales: int, least: int, *, odd: bool = False) -> list[int]:
+    """One whole number for all scales, or a list of one a scale (outermost first), as a list."""
+    values = list(value) if isinstance(value, (list, tuple)) else [value] * scales
+    if len(values) != scales:
+        raise UserError(f"--{flag} has {len(values)} values but --num_scales is {scales}")
+    return [whole(flag, v, least, odd=odd) for v in values]
+
+
+def activation(name: str) -> nn.Module:
+    """The non-linearity called ``name``; the slope of LeakyReLU is 0.2."""
+    return ACTIVATIONS[one_of("act_func", name, tuple(ACTIVATIONS))]()
+
+
+def norm(name: str, channels: int) -> nn.Module:
+    """``bn``: batch normalisation with weight and bias; ``instance``: without either."""
+    return NORMS[one_of("norm_func", name, tuple(NORMS))](channels)
+
+
+def output_range(need_sigmoid: bool, need_tanh: bool = False, need_relu: bool = False) -> nn.Module:
+    """The last module: sigmoid to [0, 1], tanh to [-1, 1], ReLU to [0, ∞), or nothing."""
+    asked = {"need_sigmoid": need_sigmoid, "need_tanh": need_tanh, "need_relu": need_relu}
+    chosen = [flag for flag, on in asked.items() if on]
+    if len(chosen) > 1:
+        raise UserError(f"--{chosen[1]} True with --{chosen[0]} True: only one of them can be True")
+    if not chosen:
+        return nn.Identity()
+    return {"need_sigmoid": nn.Sigmoid, "need_tanh": nn.Tanh, "need_relu": nn.ReLU}[chosen[0]]()
+
+
+def reflect_pad(x: Tensor, left: int, right: int, top: int, bottom: int) -> Tensor:
+    """Pad [N, C, H, W] by reflection without repeating the edge, however small the map is.
+
+    Where the padding is wider than the map the reflection goes to and fro; a side of one pixel
+    is repeated. Everywhere else this is ``F.pad(mode="reflect")``.
+    """
+    while left or right or top or bottom:
+        height, width = x.shape[-2:]
+        pads = [min(left, width - 1), min(right, width - 1)]
+        pads += [min(top, height - 1), min(bottom, height - 1)]
+        if width == 1 and (left or right):
+            x = F.pad(x, (left, right, 0, 0), mode="replicate")
+            left = right = 0
+        elif height == 1 and (top or bottom):
+            x = F.pad(x, (0, 0, top, bottom), mode="replicate")
+            top = bottom = 0
+        else:
+            x = F.pad(x, pads, mode="reflect")
+            left, right = left - pads[0], right - pads[1]
+            top, bottom = top - pads[2], bottom - pads[3]
+    return x
+
+
+class ReflectPad(nn.Module):
+    """The same ``reflect_pad`` on all four sides."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.width = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return reflect_pad(x, self.width, self.width, self.width, self.width)
+
+    def extra_repr(self) -> str:
+        return str(self.width)
+
+
+def conv(
+    in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, pad: str = "zero"
+) -> nn.Module:
+    """Convolution with bias that keeps the size (``stride`` 1) or gives ceil(size / stride)."""
+    edge = kernel // 2
+    if one_of("pad", pad, PADS) == "zero" or edge == 0:
+        return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=edge)
+    return nn.Sequential(ReflectPad(edge), nn.Conv2d(in_channels, out_channels, kernel, stride))
+
+
+def centre_crop(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Cut the middle ``size`` out of [N, C, H, W]; a side that is smaller is left as it is."""
+    top = max(x.shape[-2] - size[0], 0) // 2
+    left = max(x.shape[-1] - size[1], 0) // 2
+    return x[..., top : top + size[0], left : left + size[1]]
+
+
+def join(a: Tensor, b: Tensor) -> Tensor:
+    """Concatenate two maps over channels, both cut to the smaller size about their middle."""
+    size = (min(a.shape[-2], b.shape[-2]), min(a.shape[-1], b.shape[-1]))
+    return torch.cat([centre_crop(a, size), centre_crop(b, size)], dim=1)

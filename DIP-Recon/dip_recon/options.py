@@ -1,0 +1,262 @@
+"""Every option of the three experiments, in one place: flags and YAML both fill these dataclasses.
+
+Names are those of the published scripts. A field's metadata holds its help text, choices and
+bounds; ``flags`` builds the argument parser from the fields, so there is nothing to keep in step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+
+from .errors import UserError, nearest
+
+SNAPSHOTS = (0, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
+
+
+def option(default, help: str, **more):
+    """A dataclass field with its help text; ``kind`` says how it is read."""
+    kwargs = {"default_factory": lambda: list(default)} if isinstance(default, list | tuple) else {}
+    return field(**(kwargs or {"default": default}), metadata={"help": help, **more})
+
+
+@dataclass
+class Options:
+    """What all three experiments share."""
+
+    # pictures
+    folder_path: str = option("bundled", "a folder, a picture, or a data set by name", kind=str)
+    imsize: list[int] = option(
+        [-1], "resize to H W first; -1 leaves pictures as they are", kind=int
+    )
+    crop: list[int] = option([], "cut H W from the middle first", kind=int, at_least=1)
+    # network
+    model_type: str = option("DIP_2_scaled", "network by name: see `dip-recon models`", kind=str)
+    dim: list[int] = option([], "channels a layer (one number, or one a scale)", kind=int)
+    up_dim: list[int] = option([], "channels going up, where they differ", kind=int)
+    skip_dim: list[int] = option([], "channels of the skip branches", kind=int)
+    input_dim: int | None = option(
+        None, "channels of the network input; by default the network's own", kind=int, at_least=1
+    )
+    num_scales: int | None = option(None, "how often the picture is halved", kind=int, at_least=1)
+    num_skips: int | None = option(
+        None, "skip connections, counted from the deepest", kind=int, at_least=0
+    )
+    num_layers: int | None = option(None, "layers of a decoder", kind=int, at_least=1)
+    filter_size_down: int | None = option(None, "kernel size going down", kind=int, at_least=1)
+    filter_size_up: int | None = option(None, "kernel size going up", kind=int, at_least=1)
+    filter_skip_size: int | None = option(None, "kernel size of skips", kind=int, at_least=1)
+    need1x1: bool | None = option(None, "a 1×1 convolution after each going up", kind=bool)
+    exact_last: bool | None = option(None, "the last upsampling hits the exact size", kind=bool)
+    upsample_mode: str | None = option(
+        None,
+        "upsampler by name, taps:a,b,… or kaiser:dB,cutoff: see `dip-recon upsamplers`",
+        kind=str,
+    )
+    downsample_mode: str | None = option(None, "stride, avg or max", kind=str)
+    act_func: str | None = option(None, "activation: ReLU, LeakyReLU, Swish, ELU, GELU", kind=str)
+    norm_func: str | None = option(None, "normalisation: bn or instance", kind=str)
+    pad: str | None = option(None, "zero or reflection", kind=str)
+    need_sigmoid: bool | None = option(None, "end with a sigmoid", kind=bool)
+    need_tanh: bool | None = option(None, "end with tanh", kind=bool)
+    need_relu: bool | None = option(None, "end with ReLU", kind=bool)
+    need_dropout: bool | None = option(None, "dropout of channels after each activation", kind=bool)
+    progressive: bool = option(
+        False, "decoders start from 1/32 of the size instead of the full size", kind=bool
+    )
+    in_size: list[int] = option([], "taken from the picture and --progressive", kind=int)
+    out_chns: int | None = option(None, "taken from the picture", kind=int)
+    # network input
+    noise_method: str = option(
+        "noise", "network input", choices=("noise", "meshgrid", "fourier", "image", "noisy_image")
+    )
+    noise_type: str = option("u", "u uniform, n normal", choices=("u", "n"))
+    input_scale: float = option(0.1, "factor on the input noise", kind=float, above=0)
+    input_image_name: str | None = option(
+        None,
+        "the picture in --folder_path (or a file) that is the input, or whose noisy version is",
+    )
+    reg_noise_std: float = option(
+        1 / 30, "deviation of the noise added to the input each iteration", kind=float, at_least=0
+    )
+    # optimisation
+    num_iters: int = option(3000, "iterations at most", kind=int, at_least=1)
+    optimizer: str = option(
+        "adam", "optimiser", choices=("adam", "adamw", "radam", "rmsprop", "sgd")
+    )
+    lr: float = option(0.01, "learning rate", kind=float, above=0)
+    decay_lr: bool = option(
+        False, "multiply the learning rate by --gamma every --step_size", kind=bool
+    )
+    step_size: int = option(50, "iterations between two decays", kind=int, at_least=1)
+    gamma: float = option(0.75, "factor of a decay", kind=float, above=0)
+    loss_func: str = option("mse", "data term", choices=("mse", "l1", "bce"))
+    tv_weight: float = option(0.0, "weight of the total variation", kind=float, at_least=0)
+    exp_weight: float = option(
+        0.99,
+        "weight of the past in the moving average of outputs; 0 for none",
+        kind=float,
+        at_least=0,
+    )
+    decay: list[float] = option(
+        [0.0, 0.0], "weight decay (adamw alone), and an unused one", kind=float
+    )
+    backtracking: float = option(
+        0.0,
+        "undo a step when the fit falls by more than this many dB; 0 never",
+        kind=float,
+        at_least=0,
+    )
+    backtracking_lr: float = option(
+        0.9, "factor on the learning rate at each such step", kind=float, above=0
+    )
+    # stopping
+    stopping: str = option("fixed", "when to stop", choices=("fixed", "ES-WMV", "ES-EMV"))
+    patience: int = option(1000, "iterations without a new minimum", kind=int, at_least=1)
+    window: int = option(100, "outputs in the window of ES-WMV", kind=int, at_least=2)
+    # the run
+    seed: int = option(7, "seed of weights, input, noise and jitter", kind=int, at_least=0)
+    device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
+    precision: str = option("auto", "arithmetic", choices=("auto", "fp32", "bf16"))
+    save_folder: str = option("runs", "where the run folders go", kind=str)
+    special: str | None = option(None, "appended to the folder's name", kind=str)
+    iters_print_acc: int = option(100, "iterations between two lines", kind=int, at_least=1)
+    eval_every: int = option(10, "iterations between two rows of history.csv", kind=int, at_least=1)
+    snapshots: list[int] = option(
+        SNAPSHOTS, "iterations to keep a picture of", kind=int, at_least=0
+    )
+    checkpoint_every: int = option(200, "iterations between two checkpoints", kind=int, at_least=1)
+    verbose: bool = option(False, "print the loss as well", kind=bool)
+    batch_size: int = option(1, "one picture at a time", kind=int)
+
+    TASKS = ()
+    UNUSED = ()  # published flags that this experiment has no use for, whatever they say
+
+    def validate(self) -> None:
+        """Raise UserError for a value out of range, naming the flag."""
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            for v in value if isinstance(value, list) else [value]:
+                _check_value(f, v)
+        if self.exp_weight >= 1:
+            raise UserError(
+                f"--exp_weight {self.exp_weight:g}: give a weight below 1, such as 0.99"
+            )
+        if self.batch_size != 1:
+            raise UserError(
+                f"--batch_size {self.batch_size}: one picture is fitted at a time; use 1"
+            )
+        if self.TASKS and self.task not in self.TASKS:
+            raise UserError(f"--task {self.task}: {nearest(self.task, self.TASKS)}")
+        if len(self.imsize) not in (1, 2) or (self.imsize != [-1] and min(self.imsize) < 1):
+            raise UserError(f"--imsize {words(self.imsize)}: give -1, or a height and a width")
+        if len(self.crop) > 2:
+            raise UserError(f"--crop {words(self.crop)}: give a height and a width")
+        uses_picture = self.noise_method in ("image", "noisy_image")
+        if uses_picture and not self.input_image_name:
+            raise UserError(f"--noise_method {self.noise_method}: name it by --input_image_name")
+
+    def network_options(self) -> dict:
+        """The options of the network that are set, by the names that networks know them by."""
+        given = {name: getattr(self, name) for name in NETWORK_OPTIONS}
+        lists = {
+            k: v[0] if len(v) == 1 else v for k, v in given.items() if isinstance(v, list) and v
+        }
+        return {k: v for k, v in given.items() if v not in (None, [])} | lists
+
+
+NETWORK_OPTIONS = (
+    "dim", "up_dim", "skip_dim", "num_scales", "num_skips", "num_layers", "filter_size_down",
+    "filter_size_up", "filter_skip_size", "need1x1", "exact_last", "upsample_mode",
+    "downsample_mode", "act_func", "norm_func", "pad",
+    "need_sigmoid", "need_tanh", "need_relu", "need_dropout",
+)  # fmt: skip
+
+# Options that say where results go or how often to look; a run may be resumed under other values.
+NOT_IN_THE_NUMBERS = (
+    "folder_path", "save_folder", "special", "verbose", "iters_print_acc", "eval_every",
+    "snapshots", "checkpoint_every", "in_size", "out_chns", "batch_size", "versions",
+)  # fmt: skip
+
+
+@dataclass
+class DenoisingOptions(Options):
+    """Denoising: A is the identity."""
+
+    task: str = option("denoising", "denoising adds noise, real_denoising does not", kind=str)
+    noise_sigma: float = option(
+        25.0, "deviation of the Gaussian noise added, on the 0-255 scale", kind=float, at_least=0
+    )
+    poisson_scale: float = option(
+        0.0, "add Poisson noise of this scale instead; 0 for none", kind=float, at_least=0
+    )
+
+    TASKS = ("denoising", "real_denoising")
+    UNUSED = ("mask_type", "zero_fraction", "sr_factor", "sr_kernel_type")
+
+
+@dataclass
+class InpaintingOptions(Options):
+    """Inpainting: A keeps the known pixels."""
+
+    task: str = option("inpainting", "inpainting", kind=str)
+    mask_type: str = option("bernoulli", "bernoulli, text, or file", kind=str)
+    mask_path: str | None = option(
+        None, "mask picture for --mask_type file, white = known", kind=str
+    )
+    zero_fraction: float = option(0.5, "fraction of missing pixels", kind=float, at_least=0)
+    mask_seed: int = option(100, "seed of the Bernoulli mask", kind=int, at_least=0)
+
+    TASKS = ("inpainting",)
+    UNUSED = ("noise_sigma", "poisson_scale", "sr_factor", "sr_kernel_type")
+
+    def validate(self) -> None:
+        super().validate()
+        self.mask_type = self.mask_type.lower()
+        if self.mask_type not in ("bernoulli", "text", "file"):
+            choices = nearest(self.mask_type, ("bernoulli", "text", "file"))
+            raise UserError(f"--mask_type {self.mask_type}: {choices}")
+        if self.zero_fraction >= 1:
+            raise UserError(
+                f"--zero_fraction {self.zero_fraction:g}: nothing would be known; below 1"
+            )
+        if self.mask_path and self.mask_type != "file":
+            raise UserError(f"--mask_path {self.mask_path}: only with --mask_type file")
+
+
+@dataclass
+class SuperResolutionOptions(Options):
+    """Super-resolution: A blurs and downsamples."""
+
+    task: str = option("sr", "sr", kind=str)
+    num_iters: int = option(2000, "iterations at most", kind=int, at_least=1)
+    sr_factor: int = option(4, "how many times smaller the low-resolution picture is", kind=int)
+    sr_kernel_type: str = option("lanczos2", "downsampling kernel", kind=str)
+
+    TASKS = ("sr",)
+    UNUSED = ("noise_sigma", "poisson_scale", "mask_type", "zero_fraction")
+
+    def validate(self) -> None:
+        super().validate()
+        if self.sr_factor < 2:
+            raise UserError(f"--sr_factor {self.sr_factor}: give 2, 4 or 8")
+
+
+def words(values) -> str:
+    return " ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values)
+
+
+def _check_value(f: dataclasses.Field, value) -> None:
+    if value is None:
+        return
+    low, above = f.metadata.get("at_least"), f.metadata.get("above")
+    choices = f.metadata.get("choices")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"--{f.name} {value}: give a finite number")
+    if low is not None and value < low:
+        raise UserError(f"--{f.name} {value:g}: must be at least {low}")
+    if above is not None and value <= above:
+        raise UserError(f"--{f.name} {value:g}: must be above {above}")
+    if choices and value not in choices:
+        raise UserError(f"--{f.name} {value}: {nearest(value, choices)}")

@@ -1,0 +1,123 @@
+"""One's own picture: no ground truth, no flags of a paper, a result in kind."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from . import data, images, models, operators
+from .errors import UserError
+from .experiment import configuration, network_settings, resolve, run_one
+from .fit import choose
+from .flags import Switches
+from .options import (
+    NOT_IN_THE_NUMBERS,
+    DenoisingOptions,
+    InpaintingOptions,
+    Options,
+    SuperResolutionOptions,
+)
+from .problem import Problem
+from .runs import Run, check_writable
+from .tasks import Job, denoising_job, enlarge, tensor
+
+# ES-WMV's patience of 1000 iterations is as long as a whole run of these small networks.
+DENOISING = DenoisingOptions(
+    task="real_denoising", num_iters=3000, stopping="ES-WMV", patience=500, iters_print_acc=500
+)
+_HOURGLASS = {"model_type": "skip", "dim": [64], "num_scales": 5, "iters_print_acc": 500}
+INPAINTING = InpaintingOptions(**_HOURGLASS, mask_type="file", num_iters=2000)
+SUPER_RESOLUTION = SuperResolutionOptions(**_HOURGLASS, num_iters=2000)
+
+
+def _read(path: Path) -> tuple[images.Picture, str]:
+    return images.read(path), hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def denoising(path: Path) -> Job:
+    """A noisy picture as a problem."""
+    picture, digest = _read(path)
+    return Job(
+        path.stem,
+        Problem.denoising(tensor(picture.data), name=path.stem),
+        picture.data,
+        digest,
+        picture,
+    )
+
+
+def inpainting(path: Path, mask_path: Path) -> Job:
+    """A picture with holes; the mask is white where it is known."""
+    picture, digest = _read(path)
+    mask_picture, mask_digest = _read(mask_path)
+    try:
+        mask = operators.mask_from_picture(mask_picture.data, picture.size)
+    except UserError as error:
+        raise UserError(f"--mask {mask_path}: {error}") from error
+    A = operators.Mask(mask)
+    y = A(tensor(picture.data))
+    problem = Problem(y, A, picture.size, name=path.stem)
+    return Job(path.stem, problem, y[0].numpy(), digest + mask_digest, picture)
+
+
+def super_resolution(path: Path, factor: int) -> Job:
+    """A small picture, to be ``factor`` times larger."""
+    if not 2 <= factor <= 16:
+        raise UserError(f"--factor {factor}: give 2, 4 or 8")
+    picture, digest = _read(path)
+    size = tuple(factor * n for n in picture.size)
+    problem = Problem(tensor(picture.data), operators.Downsample(factor), size, name=path.stem)
+    return Job(path.stem, problem, enlarge(picture.data, size), digest, picture)
+
+
+def restore(job: Job, options: Options, given: dict, folder: Path) -> tuple[dict, np.ndarray]:
+    """Fit ``job`` in run folder ``folder``; its summary and the restored picture [C, H, W].
+
+    A folder that holds an unfinished run of the same picture and settings is gone on with.
+    """
+    options, _ = resolve(replace(options, **given))
+    options.validate()
+    run = Run(folder)
+    try:
+        config = configuration(options, job, *choose(options.device, options.precision))
+        run.check(config, NOT_IN_THE_NUMBERS, resume=True, overwrite=False)
+    except UserError as error:
+        raise UserError(f"--keep {error}") from error
+    models.check_size(options.model_type, **network_settings(job, options))
+    check_writable(folder)
+    return run_one(job, run, options, Switches(resume=True), lambda line: None)
+
+
+DEMO = replace(
+    DENOISING,
+    task="denoising",
+    folder_path="bundled/astronaut",
+    imsize=[256, 256],
+    noise_sigma=25.0,
+)
+
+
+def demo(folder: Path) -> str:
+    """Restore a picture that scikit-image ships; returns a table of what came of it."""
+    check_writable(folder)
+    job = denoising_job(data.resolve(DEMO.folder_path)[0], DEMO)
+    print(f"{job.name}, 256×256, Gaussian noise sigma 25; {DEMO.model_type}, {DEMO.stopping}")
+    run = Run(folder)
+    options, _ = resolve(DEMO)
+    summary, _ = run_one(job, run, options, Switches(overwrite=True), lambda line: None)
+    rows = (
+        ("noisy PSNR", f"{summary['psnr_noisy']:.2f} dB"),
+        ("restored PSNR", f"{summary['psnr_stopped']:.2f} dB"),
+        ("restored SSIM", f"{summary['ssim_stopped']:.3f}"),
+        ("stopped at iteration", f"{summary['stop_iteration']} (ran {summary['iterations']})"),
+        ("seconds", f"{summary['seconds']:.0f} ({summary['device']}, {summary['precision']})"),
+        (
+            "oracle, for comparison",
+            f"{summary['psnr_oracle']:.2f} dB at {summary['oracle_iteration']}",
+        ),
+        ("side by side", run.folder / "comparison.png"),
+    )
+    return "\n".join(f"{name:<24}{value}" for name, value in rows)

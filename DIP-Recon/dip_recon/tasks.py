@@ -1,0 +1,135 @@
+"""Pictures into problems, a function a task: read, degrade or take as it is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from skimage.transform import resize
+
+from . import data, images, noise, operators
+from .errors import UserError
+from .options import Options, words
+from .problem import Problem
+
+
+@dataclass
+class Job:
+    """One picture of an experiment: the problem, what it looked like, and where it goes.
+
+    ``seen`` is the measurement at the size of the result, [C, H, W]: the noisy picture, the one
+    with holes, or the bicubic enlargement; ``digest`` is the SHA-256 of the picture's file.
+    """
+
+    name: str
+    problem: Problem
+    seen: np.ndarray
+    digest: str
+    like: images.Picture | None = None
+
+
+def load(path: Path, options: Options) -> np.ndarray:
+    """The picture [C, H, W] after ``--crop`` and ``--imsize``."""
+    x = images.read(path).data
+    if options.crop:
+        size = tuple(options.crop) * (1 if len(options.crop) == 2 else 2)
+        if size[0] > x.shape[1] or size[1] > x.shape[2]:
+            wanted, is_ = "×".join(map(str, size)), "×".join(map(str, x.shape[1:]))
+            raise UserError(f"--crop {words(options.crop)}: {path} is {is_}, less than {wanted}")
+        top, left = ((n - m) // 2 for n, m in zip(x.shape[1:], size, strict=True))
+        x = x[:, top : top + size[0], left : left + size[1]]
+    if options.imsize != [-1]:
+        size = tuple(options.imsize) * (1 if len(options.imsize) == 2 else 2)
+        x = enlarge(x, size)
+    return np.ascontiguousarray(x)
+
+
+def enlarge(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize [C, h, w] to [C, *size], bicubic, anti-aliased when shrinking, clipped to [0, 1]."""
+    resized = resize(np.moveaxis(x, 0, -1), size, order=3, mode="symmetric", anti_aliasing=True)
+    return np.moveaxis(resized, -1, 0).clip(0, 1).astype(np.float32)
+
+
+def tensor(x: np.ndarray) -> torch.Tensor:
+    """[C, H, W] array to [1, C, H, W] float32 tensor."""
+    return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))[None]
+
+
+def denoising_job(item: data.Item, o: Options) -> Job:
+    """Noise is added to a clean picture; a noisy one, alone or in a pair, is taken as it is."""
+    if item.noisy is not None:
+        y, x, sigma = load(item.noisy, o), load(item.clean, o), None
+    elif o.task == "real_denoising":
+        y, x, sigma = load(item.path, o), None, None
+    else:
+        x, sigma = load(item.path, o), None if o.poisson_scale else o.noise_sigma
+        rng = np.random.RandomState(o.seed)
+        if o.poisson_scale:
+            y = noise.add_poisson(x, o.poisson_scale, rng)
+        else:
+            y = noise.add_gaussian(x, o.noise_sigma, rng)
+    clean = None if x is None else tensor(x)
+    problem = Problem.denoising(tensor(y), clean, sigma=sigma, name=item.name)
+    return Job(item.name, problem, y, _digest(item), _like(item.path, o))
+
+
+def inpainting_job(item: data.Item, o: Options) -> Job:
+    """Pixels are taken away by a mask, 1 = known, the same for all channels."""
+    x = load(item.path, o)
+    size = x.shape[1:]
+    if o.mask_type == "bernoulli":
+        mask = operators.bernoulli_mask(size, o.zero_fraction, o.mask_seed)
+    elif o.mask_type == "text":
+        mask = operators.text_mask(size)
+    else:
+        path = Path(o.mask_path) if o.mask_path else item.mask
+        if path is None:
+            raise UserError(f"--mask_type file: {item.path} has no mask; give --mask_path")
+        try:
+            mask = operators.mask_from_picture(load(path, replace(o, imsize=[-1])), size)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+    A = operators.Mask(mask)
+    y = A(tensor(x))
+    problem = Problem(y, A, size, tensor(x), name=item.name)
+    return Job(item.name, problem, y[0].numpy(), _digest(item), _like(item.path, o))
+
+
+def super_resolution_job(item: data.Item, o: Options) -> Job:
+    """The low-resolution picture of a pair, or the picture itself reduced by the kernel."""
+    A = operators.Downsample(o.sr_factor, o.sr_kernel_type)
+    x = load(item.path, o)
+    if item.low and item.high and not o.crop and o.imsize == [-1]:
+        low = images.read(item.low).data
+        if tuple(low.shape[1:]) != tuple(n // o.sr_factor for n in x.shape[1:]):
+            raise UserError(
+                f"--sr_factor {o.sr_factor}: not the ratio of {item.path} and {item.low}"
+            )
+        y = tensor(low)
+    else:
+        y = A(tensor(x)).clamp(0, 1)
+    size = tuple(x.shape[1:])
+    problem = Problem(y, A, size, tensor(x), name=item.name)
+    return Job(item.name, problem, enlarge(y[0].numpy(), size), _digest(item))
+
+
+def _like(path: Path, o: Options) -> images.Picture | None:
+    """The stored picture, for the result to come back in kind; None if it was cut or resized."""
+    return None if o.crop or o.imsize != [-1] else images.read(path)
+
+
+def _digest(item: data.Item) -> str:
+    paths = [p for p in (item.path, item.clean, item.mask, item.low) if p is not None]
+    return hashlib.sha256(b"".join(Path(p).read_bytes() for p in paths)).hexdigest()
+
+
+JOBS: dict[str, Callable[[data.Item, Options], Job]] = {
+    "denoising": denoising_job,
+    "real_denoising": denoising_job,
+    "inpainting": inpainting_job,
+    "sr": super_resolution_job,
+}

@@ -1,0 +1,500 @@
+"""Pictures come in and go out in kind; bad ones are refused in one line."""
+
+import errno
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from dip_recon import images
+from dip_recon.errors import UserError
+from PIL import Image
+
+rng = np.random.default_rng(0)
+GREY8 = rng.integers(0, 256, (31, 37), dtype=np.uint8)
+RGB8 = rng.integers(0, 256, (31, 37, 3), dtype=np.uint8)
+RGBA8 = rng.integers(0, 256, (31, 37, 4), dtype=np.uint8)
+GREY16 = rng.integers(0, 65536, (31, 37), dtype=np.uint16)
+RGB16 = rng.integers(0, 65536, (31, 37, 3), dtype=np.uint16)
+RGBA16 = rng.integers(0, 65536, (31, 37, 4), dtype=np.uint16)
+SMOOTH = np.stack([*np.meshgrid(np.linspace(0, 1, 48), np.linspace(0, 1, 40)), np.ones((40, 48))])
+
+
+def png16(path, samples, **options):
+    import png
+
+    h, w = samples.shape[:2]
+    planes = samples.size // (h * w)
+    with open(path, "wb") as file:
+        png.Writer(
+            w, h, bitdepth=16, greyscale=planes < 3, alpha=planes in (2, 4), **options
+        ).write(file, samples.reshape(h, -1).tolist())
+
+
+def tiff(path, samples, **options):
+    tifffile.imwrite(path, samples, metadata=None, **options)
+
+
+def pil(path, samples, mode=None, **options):
+    image = Image.fromarray(samples)
+    (image.convert(mode) if mode else image).save(path, **options)
+
+
+def la8(path, samples, **options):
+    Image.merge("LA", [Image.fromarray(samples[..., i].copy()) for i in (0, 1)]).save(path)
+
+
+def refused(call, *words):
+    """The call raises UserError in one line that holds all the words; returns the line."""
+    with pytest.raises(UserError) as caught:
+        call()
+    line = str(caught.value)
+    assert "\n" not in line
+    for word in words:
+        assert str(word) in line, line
+    return line
+
+
+# name of the file, how it is made, samples, kind
+LOSSLESS = [
+    ("grey.png", pil, GREY8, "8-bit grey"),
+    ("rgb.png", pil, RGB8, "8-bit rgb"),
+    ("rgba.png", pil, RGBA8, "8-bit rgb"),
+    ("la.png", la8, RGBA8[..., :2], "8-bit grey"),
+    ("grey.tif", pil, GREY8, "8-bit grey"),
+    ("rgb.TIFF", pil, RGB8, "8-bit rgb"),
+    ("rgba.tif", pil, RGBA8, "8-bit rgb"),
+    ("la.tif", la8, RGBA8[..., :2], "8-bit grey"),
+    ("grey.bmp", pil, GREY8, "8-bit grey"),
+    ("rgb.BMP", pil, RGB8, "8-bit rgb"),
+    ("grey16.png", pil, GREY16, "16-bit grey"),
+    ("la16.png", png16, RGBA16[..., :2], "16-bit grey"),
+    ("rgb16.png", png16, RGB16, "16-bit rgb"),
+    ("rgba16.PNG", png16, RGBA16, "16-bit rgb"),
+    ("grey16.tif", tiff, GREY16, "16-bit grey"),
+    ("rgb16.tif", tiff, RGB16, "16-bit rgb"),
+    ("rgba16.tif", tiff, RGBA16, "16-bit rgb"),
+    ("float.tif", tiff, GREY16.astype(np.float32) / 65535, "32-bit float grey"),
+]
+
+
+@pytest.mark.parametrize("row", LOSSLESS, ids=lambda row: row[0])
+def test_lossless_round_trip_is_bit_identical(tmp_path, row):
+    name, make, samples, kind = row
+    make(tmp_path / name, samples)
+    picture = images.read(tmp_path / name)
+    planes = np.atleast_3d(samples)
+    has_alpha = planes.shape[-1] in (2, 4)
+    top = 1 if samples.dtype.kind == "f" else np.iinfo(samples.dtype).max
+    colours = planes[..., :-1] if has_alpha else planes
+
+    assert str(picture.kind) == kind
+    assert picture.size == (31, 37)
+    assert picture.data.dtype == np.float32 and picture.data.flags.c_contiguous
+    np.testing.assert_allclose(picture.data, colours.transpose(2, 0, 1) / top, atol=1e-7)
+    if has_alpha:
+        np.testing.assert_array_equal(picture.alpha, planes[..., -1])
+        assert picture.alpha.dtype == samples.dtype
+    else:
+        assert picture.alpha is None
+
+    out = tmp_path / f"again{Path(name).suffix}"
+    images.write(out, picture.data, like=picture)
+    again = images.read(out)
+    assert again.kind == picture.kind
+    np.testing.assert_array_equal(again.data, picture.data)
+    if has_alpha:
+        np.testing.assert_array_equal(again.alpha, picture.alpha)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([name, out.name])
+
+
+def test_16_bit_png_is_written_as_pypng_and_pillow_read_it(tmp_path):
+    import png
+
+    tiff(tmp_path / "a.tif", RGB16)
+    picture = images.read(tmp_path / "a.tif")
+    images.write(tmp_path / "a.png", picture.data, like=picture)
+    _, _, rows, info = png.Reader(filename=str(tmp_path / "a.png")).read()
+    assert info["bitdepth"] == 16
+    np.testing.assert_array_equal(np.vstack(list(rows)).reshape(RGB16.shape), RGB16)
+    assert Image.open(tmp_path / "a.png").size == (37, 31)
+
+
+def test_16_bit_colour_png_without_pypng_names_the_extra(tmp_path, monkeypatch):
+    png16(tmp_path / "a.png", RGB16)
+    monkeypatch.setitem(__import__("sys").modules, "png", None)
+    refused(lambda: images.read(tmp_path / "a.png"), "a.png", 'pip install "dip-recon[png16]"')
+
+
+def test_interlaced_and_colour_keyed_16_bit_png(tmp_path):
+    png16(tmp_path / "a.png", RGB16, interlace=True, transparent=tuple(RGB16[3, 4].tolist()))
+    picture = images.read(tmp_path / "a.png")
+    np.testing.assert_allclose(picture.data, RGB16.transpose(2, 0, 1) / 65535, atol=1e-7)
+    assert picture.alpha[3, 4] == 0 and (picture.alpha == 65535).sum() == 31 * 37 - 1
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif"])
+def test_palette_stays_palette(tmp_path, suffix):
+    source = tmp_path / f"p{suffix}"
+    Image.fromarray(RGB8).quantize(64).save(source)
+    picture = images.read(source)
+    assert picture.kind.space == "palette" and picture.data.shape == (3, 31, 37)
+    images.write(tmp_path / f"q{suffix}", picture.data, like=picture)
+    assert Image.open(tmp_path / f"q{suffix}").mode == "P"
+    np.testing.assert_array_equal(images.read(tmp_path / f"q{suffix}").data, picture.data)
+
+    images.write(tmp_path / f"r{suffix}", SMOOTH, like=picture)  # far more than 256 colours
+    assert Image.open(tmp_path / f"r{suffix}").mode == "P"
+    assert np.abs(images.read(tmp_path / f"r{suffix}").data - SMOOTH).mean() < 0.03
+
+
+@pytest.mark.parametrize("levels", [(0, 255), (0, 80, 255)])
+def test_palette_with_transparency(tmp_path, levels):
+    image = Image.fromarray(RGB8).quantize(16)
+    keys = bytes(levels[i % len(levels)] for i in range(16))
+    image.save(tmp_path / "p.png", transparency=keys)
+    picture = images.read(tmp_path / "p.png")
+    assert set(np.unique(picture.alpha)) == set(levels)
+    images.write(tmp_path / "same.png", picture.data, like=picture)
+    same = images.read(tmp_path / "same.png")
+    np.testing.assert_array_equal(same.data, picture.data)
+    np.testing.assert_array_equal(same.alpha, picture.alpha)
+
+    changed = rng.random((3, 31, 37), dtype=np.float32)
+    images.write(tmp_path / "changed.png", changed, like=picture)
+    assert Image.open(tmp_path / "changed.png").mode == "P"
+    back = images.read(tmp_path / "changed.png")
+    np.testing.assert_array_equal(back.alpha, picture.alpha)
+    assert np.abs(back.data - changed)[:, picture.alpha > 0].mean() < 0.1
+
+
+def test_palette_with_too_many_levels_of_alpha_becomes_rgba(tmp_path):
+    Image.fromarray(RGB8).quantize(256).save(tmp_path / "p.png", transparency=bytes(range(256)))
+    picture = images.read(tmp_path / "p.png")
+    images.write(tmp_path / "q.png", rng.random((3, 31, 37)), like=picture)
+    assert Image.open(tmp_path / "q.png").mode == "RGBA"
+    np.testing.assert_array_equal(images.read(tmp_path / "q.png").alpha, picture.alpha)
+
+
+def test_grey_palette_and_gif_are_read_as_grey(tmp_path):
+    Image.fromarray(GREY8).convert("P").save(tmp_path / "p.png")
+    pil(tmp_path / "g.gif", GREY8)
+    for name in ("p.png", "g.gif"):
+        np.testing.assert_array_equal(images.read(tmp_path / name).data[0], GREY8 / np.float32(255))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp"])
+def test_one_bit_is_thresholded(tmp_path, suffix):
+    bits = GREY8 > 127
+    Image.fromarray(bits).save(tmp_path / f"b{suffix}")
+    picture = images.read(tmp_path / f"b{suffix}")
+    assert str(picture.kind) == "1-bit grey"
+    np.testing.assert_array_equal(picture.data[0], bits)
+    images.write(tmp_path / f"c{suffix}", picture.data * 0.2 + 0.4, like=picture)
+    assert Image.open(tmp_path / f"c{suffix}").mode == "1"
+    np.testing.assert_array_equal(images.read(tmp_path / f"c{suffix}").data, picture.data)
+
+
+@pytest.mark.parametrize(("mode", "key"), [("1", 0), ("L", 7), ("RGB", (1, 2, 3))])
+def test_colour_key_becomes_alpha(tmp_path, mode, key):
+    image = Image.fromarray(RGB8).convert(mode)
+    image.putpixel((5, 6), key)
+    image.save(tmp_path / "k.png", transparency=key)
+    picture = images.read(tmp_path / "k.png")
+    assert picture.alpha[6, 5] == 0
+    images.write(tmp_path / "l.png", picture.data, like=picture)
+    np.testing.assert_array_equal(images.read(tmp_path / "l.png").alpha, picture.alpha)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".tif"])
+def test_cmyk_comes_back_as_cmyk(tmp_path, suffix):
+    pixels = np.rint(np.moveaxis(SMOOTH, 0, -1) * 255).astype(np.uint8)
+    pil(tmp_path / f"c{suffix}", pixels, mode="CMYK")
+    picture = images.read(tmp_path / f"c{suffix}")
+    assert picture.kind.space == "cmyk"
+    np.testing.assert_allclose(picture.data, SMOOTH, atol=0.05)
+    images.write(tmp_path / f"d{suffix}", picture.data, like=picture)
+    assert Image.open(tmp_path / f"d{suffix}").mode == "CMYK"
+    again = images.read(tmp_path / f"d{suffix}").data
+    assert np.abs(again - picture.data).max() < (0.006 if suffix == ".tif" else 0.05)
+
+
+def test_16_bit_cmyk_tiff(tmp_path):
+    tiff(tmp_path / "c.tif", RGBA16, photometric="separated")
+    picture = images.read(tmp_path / "c.tif")
+    c = RGBA16 / 65535
+    rgb = (1 - c[..., :3]) * (1 - c[..., 3:])
+    np.testing.assert_allclose(picture.data, rgb.transpose(2, 0, 1), atol=1e-6)
+    images.write(tmp_path / "d.tif", picture.data, like=picture)
+    again = images.read(tmp_path / "d.tif")
+    assert str(again.kind) == "16-bit cmyk"
+    np.testing.assert_allclose(again.data, picture.data, atol=1e-4)
+
+
+def test_webp_is_written_lossless_and_jpeg_close(tmp_path):
+    pil(tmp_path / "a.webp", RGBA8, lossless=True, exact=True)
+    picture = images.read(tmp_path / "a.webp")
+    images.write(tmp_path / "b.webp", picture.data, like=picture)
+    again = images.read(tmp_path / "b.webp")
+    np.testing.assert_array_equal(again.data, picture.data)
+    np.testing.assert_array_equal(again.alpha, RGBA8[..., 3])
+    images.write(tmp_path / "s.jpg", SMOOTH)
+    assert np.abs(images.read(tmp_path / "s.jpg").data - SMOOTH).max() < 0.05
+
+
+@pytest.mark.parametrize("suffix", images.WRITABLE)
+@pytest.mark.parametrize("row", [r for r in LOSSLESS if r[0].split(".")[0] in ("la16", "rgba16")])
+def test_every_suffix_holds_the_nearest(tmp_path, row, suffix):
+    name, make, samples, _ = row
+    make(tmp_path / name, samples)
+    picture = images.read(tmp_path / name)
+    out = tmp_path / f"out{suffix}"
+    images.write(out, picture.data, like=picture)
+    back = images.read(out)
+    deep, alpha = suffix in (".png", ".tif", ".tiff"), suffix not in (".jpg", ".jpeg", ".bmp")
+    assert back.kind.bits == (16 if deep else 8)
+    assert (back.alpha is not None) == alpha
+    if suffix != ".webp":  # WebP has no grey
+        assert len(back.data) == len(picture.data)
+    if alpha:
+        top = np.iinfo(back.alpha.dtype).max
+        assert np.abs(back.alpha / top - picture.alpha / 65535).max() <= 0.5 / 255 + 1e-9
+
+
+def test_float_goes_to_16_bit_png_and_8_bit_jpeg(tmp_path):
+    tiff(tmp_path / "f.tif", np.float64(RGB16 / 65535), photometric="rgb")
+    picture = images.read(tmp_path / "f.tif")
+    assert str(picture.kind) == "64-bit float rgb"
+    images.write(tmp_path / "f.png", picture.data, like=picture)
+    np.testing.assert_array_equal(images.read(tmp_path / "f.png").data, picture.data)
+    images.write(tmp_path / "f.jpg", picture.data, like=picture)
+    assert images.read(tmp_path / "f.jpg").kind == images.Kind("rgb")
+
+
+def test_alpha_follows_a_larger_result(tmp_path):
+    pil(tmp_path / "a.png", RGBA8)
+    picture = images.read(tmp_path / "a.png")
+    images.write(tmp_path / "b.png", np.zeros((3, 124, 148)), like=picture)
+    again = images.read(tmp_path / "b.png")
+    assert again.alpha.shape == (124, 148)
+    assert abs(again.alpha.mean() - picture.alpha.mean()) < 2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation(tmp_path, orientation):
+    pixels = np.kron(rng.integers(0, 256, (3, 5), dtype=np.uint8), np.ones((16, 16), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pil(tmp_path / "o.jpg", pixels, exif=exif, quality=95)
+    deep = pixels.astype(np.uint16) * 257
+    tiff(tmp_path / "o.tif", np.dstack([deep] * 3), extratags=[(274, 3, 1, orientation, True)])
+    jpeg, tif = images.read(tmp_path / "o.jpg"), images.read(tmp_path / "o.tif")
+    assert jpeg.size == ((80, 48) if orientation > 4 else (48, 80))
+    np.testing.assert_allclose(jpeg.data[0], tif.data[0], atol=0.06)
+
+
+def test_colour_profile_is_carried_over(tmp_path):
+    from PIL import ImageCms
+
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    pil(tmp_path / "a.png", RGB8, icc_profile=icc)
+    tiff(tmp_path / "a.tif", RGB16, iccprofile=icc)
+    for source in ("a.png", "a.tif"):
+        picture = images.read(tmp_path / source)
+        for suffix in (".png", ".tif", ".jpg", ".webp"):
+            images.write(tmp_path / f"b{suffix}", picture.data, like=picture)
+            assert images.read(tmp_path / f"b{suffix}").kind.icc == icc
+
+
+def test_values_are_rounded_and_clipped(tmp_path):
+    values = np.array([[[-1, 0.4 / 255, 0.6 / 255, 254.4 / 255, 254.6 / 255, 2]]])
+    for call in (images.write, images.save_png):
+        call(tmp_path / "v.png", values)
+        assert np.asarray(Image.open(tmp_path / "v.png")).tolist() == [[0, 0, 1, 254, 255, 255]]
+
+
+def test_save_png_gives_the_same_bytes(tmp_path):
+    images.save_png(tmp_path / "a.png", SMOOTH)
+    images.save_png(tmp_path / "b.png", SMOOTH)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_lzw_16_bit_grey_tiff_is_read_without_more(tmp_path):
+    pil(tmp_path / "l.tif", GREY16, compression="tiff_lzw")
+    np.testing.assert_allclose(images.read(tmp_path / "l.tif").data[0], GREY16 / 65535, atol=1e-7)
+
+
+def test_camera_jpeg_with_previews_is_one_picture(tmp_path):
+    frames = [Image.fromarray(RGB8), Image.fromarray(RGB8)]
+    frames[0].save(tmp_path / "m.jpg", format="MPO", save_all=True, append_images=frames[1:])
+    assert images.read(tmp_path / "m.jpg").size == (31, 37)
+
+
+# ---------------------------------------------------------------------------------- bad input
+
+
+def pil_bytes(form, samples, **options):
+    buffer = io.BytesIO()
+    Image.fromarray(samples).save(buffer, format=form, **options)
+    return buffer.getvalue()
+
+
+def tiff_bytes(samples, **options):
+    buffer = io.BytesIO()
+    tiff(buffer, samples, **options)
+    return buffer.getvalue()
+
+
+def chunk(name, body):
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def huge_png(depth=8, colour=2, side=60_000):
+    header = struct.pack(">IIBBBBB", side, side, depth, colour, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )
+
+
+def huge_tiff(bits):
+    """A header alone: 200,000 × 200,000 pixels."""
+    entries = [(256, 4, 200_000), (257, 4, 200_000), (258, 3, bits), (259, 3, 1), (262, 3, 1)]
+    entries += [(273, 4, 8), (277, 3, 1), (278, 4, 200_000), (279, 4, 100)]
+    body = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries)
+    return b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(entries)) + body + bytes(4)
+
+
+PNG = pil_bytes("PNG", RGB8)
+JPEG = pil_bytes("JPEG", RGB8)
+TIFF8 = pil_bytes("TIFF", RGB8)
+TIFF8_LZW = pil_bytes("TIFF", RGB8, compression="tiff_lzw")
+TIFF16 = tiff_bytes(RGB16)
+TIFF16_ZIP = tiff_bytes(RGB16, compression="zlib")
+SAMPLES = struct.pack("<HHIH", 277, 3, 1, 3), struct.pack("<HHIH", 277, 3, 1, 2048)
+PNG16 = images._encode_png16(RGB16, None)
+
+BAD = {
+    "empty.png": (b"", "empty"),
+    "text.png": (b"these are words, not pixels\n" * 20, "not a picture"),
+    "cut.png": (PNG[: len(PNG) // 2], "cut short"),
+    "head.png": (PNG[:20], "head.png"),
+    "cut16.png": (PNG16[: len(PNG16) // 2], "cut short"),
+    "head16.png": (PNG16[:60], "head16.png"),
+    "cut.jpg": (JPEG[: len(JPEG) // 2], "cut short"),
+    "cut8.tif": (TIFF8[: len(TIFF8) // 2], "cut short"),
+    "lzw.tif": (TIFF8_LZW[:-700], "cut short"),
+    "lzw_spoilt.tif": (TIFF8_LZW[:40] + b"\xff" * 400 + TIFF8_LZW[440:], "damaged"),
+    "samples.tif": (TIFF8.replace(*SAMPLES), "samples.tif"),
+    "cut16.tif": (TIFF16[: len(TIFF16) // 2], "cut short"),
+    "zip16.tif": (TIFF16_ZIP[: len(TIFF16_ZIP) // 2], "cut short"),
+    "head.tif": (TIFF16[:12], "head.tif"),
+    "noise.tif": (b"II*\0" + rng.bytes(300), "noise.tif"),
+    "spoilt.png": (PNG[:60] + bytes(200) + PNG[260:], "spoilt.png"),
+    "bomb.png": (huge_png(), "400 megapixels"),
+    "bomb16.png": (huge_png(16), "400 megapixels"),
+    "bomb8.tif": (huge_tiff(8), "400 megapixels"),
+    "bomb16.tif": (huge_tiff(16), "400 megapixels"),
+    "over.png": (huge_png(side=20_001), "20001×20001"),
+    "nan.tif": (tiff_bytes(np.full((8, 8), np.nan, np.float32)), "NaN"),
+    "inf.tif": (tiff_bytes(np.full((8, 8), np.inf, np.float32)), "infinite"),
+    "range.tif": (tiff_bytes(np.linspace(-3, 255, 64, dtype="f4").reshape(8, 8)), "-3 to 255"),
+    "signed.tif": (tiff_bytes(GREY16.view(np.int16)), "int16"),
+    "int32.tif": (tiff_bytes(GREY16.astype(np.uint32)), "uint32"),
+    "pages.tif": (tiff_bytes(np.zeros((3, 8, 8), "u2"), photometric="minisblack"), "3 pages"),
+    "pages8.tif": (tiff_bytes(np.zeros((5, 8, 8), "u1"), photometric="minisblack"), "5 pages"),
+    "bands.tif": (tiff_bytes(np.zeros((8, 8, 7), "u2"), planarconfig="contig"), "7 channels"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files_are_refused_in_one_line(tmp_path, capfd, name):
+    body, word = BAD[name]
+    (tmp_path / name).write_bytes(body)
+    line = refused(lambda: images.read(tmp_path / name), tmp_path / name, word)
+    assert len(line) < 400
+    assert capfd.readouterr() == ("", "")  # no decoder spoke
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png"])
+def test_animations_are_refused(tmp_path, name):
+    frames = [Image.fromarray(RGB8), Image.fromarray(RGB8[::-1].copy())]
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    refused(lambda: images.read(tmp_path / name), name, "2 pictures", "file of its own")
+
+
+def test_wrong_paths(tmp_path):
+    refused(lambda: images.read(tmp_path), tmp_path, "folder")
+    refused(lambda: images.read(tmp_path / "no.png"), "no.png", "no such file")
+
+
+def test_list_pictures(tmp_path):
+    for name in ("b.PNG", "a.jpg", "c.tiff", ".hidden.png", "notes.txt", "d.png.tmp"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "folder.png").mkdir()
+    assert [p.name for p in images.list_pictures(tmp_path)] == ["a.jpg", "b.PNG", "c.tiff"]
+    refused(lambda: images.list_pictures(tmp_path / "folder.png"), "folder.png", "no pictures")
+    refused(lambda: images.list_pictures(tmp_path / "none"), "none", "no such folder")
+    refused(lambda: images.list_pictures(tmp_path / "a.jpg"), "a.jpg", "not a folder")
+
+
+def test_write_refuses_before_writing(tmp_path):
+    refused(lambda: images.write(tmp_path / "a.gif", SMOOTH), "a.gif", ".png, .jpg")
+    refused(lambda: images.write(tmp_path / "a", SMOOTH), "without suffix")
+    refused(lambda: images.write(tmp_path / "none" / "a.png", SMOOTH), "no folder")
+    (tmp_path / "d.png").mkdir()
+    refused(lambda: images.write(tmp_path / "d.png", SMOOTH), "d.png", "folder")
+    for bad in (SMOOTH[0], SMOOTH[:2], SMOOTH * np.nan, SMOOTH[:, :0]):
+        with pytest.raises(ValueError):
+            images.write(tmp_path / "e.png", bad)
+    refused(lambda: images.write(tmp_path / "w.webp", np.zeros((1, 1, 17_000))), "w.webp", ".png")
+    refused(lambda: images.write(tmp_path / "w.jpg", np.zeros((1, 1, 70_000))), "w.jpg", ".tif")
+    assert [p.name for p in tmp_path.iterdir()] == ["d.png"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EIO])
+@pytest.mark.parametrize("step", ["write", "replace"])
+def test_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, code, step):
+    images.write(tmp_path / "a.png", SMOOTH)
+    before = (tmp_path / "a.png").read_bytes()
+
+    def half(self, body):
+        with open(self, "wb") as file:
+            file.write(body[:50])
+        raise OSError(code, os.strerror(code))
+
+    def fail(*_):
+        raise OSError(code, os.strerror(code))
+
+    if step == "write":
+        monkeypatch.setattr(Path, "write_bytes", half)
+    else:
+        monkeypatch.setattr(os, "replace", fail)
+    for call in (images.write, images.save_png):
+        line = refused(lambda call=call: call(tmp_path / "a.png", SMOOTH * 0), tmp_path / "a.png")
+        assert ("space" in line) == (code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+    monkeypatch.undo()
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+    assert (tmp_path / "a.png").read_bytes() == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_device_that_is_full(tmp_path, monkeypatch):
+    def write_bytes(self, body):
+        with open("/dev/full", "wb") as file:
+            file.write(body)
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    refused(lambda: images.save_png(tmp_path / "a.png", SMOOTH), "a.png", "space")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unwritable_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    refused(lambda: images.write(tmp_path / "a.png", SMOOTH), "a.png", "not writable")

@@ -1,0 +1,435 @@
+"""Networks: shapes on odd sizes, gradients, parameter counts, plain formulations, refusals."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from dip_recon import models
+from dip_recon.errors import UserError
+from torch.nn import functional as F
+
+PICTURES = [(3, 37, 31), (1, 40, 56)]
+
+
+def small_options(name):
+    options = models.get(name).options
+    small = {"dim": 16} if "dim" in options else {}
+    return small | ({"num_scales": 3} if name == "reproduction_unet" else {})
+
+
+def make(name, channels, size, progressive=None, seed=0, **options):
+    """A network and an input for it."""
+    entry = models.get(name)
+    progressive = entry.progressive if progressive is None else progressive
+    in_channels = entry.input_dim(options)
+    in_size = models.input_size(name, size, progressive, **options)
+    generator = torch.Generator().manual_seed(seed)
+    network = models.build(
+        name,
+        in_channels=in_channels,
+        out_channels=channels,
+        in_size=in_size,
+        out_size=size,
+        generator=generator,
+        **options,
+    )
+    return network, 0.1 * torch.rand(1, in_channels, *in_size, generator=generator)
+
+
+def assert_sound(network, z, channels, size):
+    out = network(z)
+    assert out.shape == (1, channels, *size)
+    assert out.isfinite().all() and out.min() >= 0 and out.max() <= 1 and out.std() > 0
+    target = torch.linspace(0, 1, out.numel()).reshape(out.shape)
+    (out.float() - target).square().mean().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        if parameter.ndim == 4:  # biases before a normalisation have a zero gradient by right
+            assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("picture", PICTURES)
+@pytest.mark.parametrize("name", models.names())
+def test_every_network_on_odd_and_grey_pictures(name, picture):
+    channels, *size = picture
+    network, z = make(name, channels, tuple(size), **small_options(name))
+    assert_sound(network, z, channels, size)
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_every_network_in_bf16_channels_last(name):
+    network, z = make(name, 3, (40, 48), **small_options(name))
+    network = network.to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = network(z.to(memory_format=torch.channels_last))
+        loss = (out.float() - 0.3).square().mean()
+    loss.backward()
+    assert loss.isfinite() and out.shape == (1, 3, 40, 48)
+    assert all(p.grad.isfinite().all() for p in network.parameters())
+
+
+@pytest.mark.parametrize("mode", models.upsamplers.names())
+@pytest.mark.parametrize("name", ["DIP_2_scaled", "DD", "ConvDecoder", "ConvDecoder_LPF"])
+def test_every_upsampler_in_every_kind_of_network(name, mode):
+    if name == "DIP_2_scaled" and mode == "None":
+        pytest.skip("only decoders can leave the upsampling out")
+    progressive = models.get(name).progressive and mode != "None"
+    network, z = make(name, 3, (21, 34), progressive, dim=8, upsample_mode=mode)
+    assert_sound(network, z, 3, (21, 34))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("skip", {"dim": [8, 16, 24], "skip_dim": [0, 0, 4], "num_scales": 3}),
+        ("skip", {"dim": 8, "up_dim": [16, 8], "skip_dim": 0, "num_scales": 2, "need1x1": False}),
+        (
+            "skip",
+            {"dim": 8, "num_scales": 3, "downsample_mode": "avg", "filter_size_down": [5, 3, 1]},
+        ),
+        ("skip", {"dim": 8, "num_scales": 3, "downsample_mode": "max", "skip_dim": 0}),
+        ("skip", {"dim": 8, "num_scales": 3, "upsample_mode": "transposed", "skip_dim": 0}),
+        ("DIP_2_scaled", {"dim": 8, "num_scales": 4, "num_skips": 2, "pad": "reflection"}),
+        ("DIP_2_scaled", {"dim": 8, "num_scales": 4, "filter_size_down": 7, "filter_size_up": 5}),
+        ("DIP_2_scaled", {"dim": 8, "norm_func": "instance", "act_func": "Swish"}),
+        ("DIP_2_scaled", {"dim": 8, "need_dropout": True, "act_func": "GELU"}),
+        ("DIP_LPF", {"dim": 8, "num_scales": 3, "upsample_mode": "kaiser:40,0.4"}),
+        ("ConvDecoder", {"dim": 8, "num_layers": 4, "act_func": "ELU", "need_dropout": True}),
+        ("ConvDecoder", {"dim": 8, "num_layers": 4, "upsample_mode": "transposed"}),
+        ("ConvDecoder_LPF", {"dim": 8, "num_layers": 7, "act_func": "none"}),
+    ],
+)
+def test_options_work_on_odd_sizes(name, options):
+    network, z = make(name, 2, (37, 50), **options)
+    assert_sound(network, z, 2, (37, 50))
+
+
+def test_output_range_follows_the_flags():
+    for flag, low, high in [("need_tanh", -1, 1), ("need_relu", 0, 1e9)]:
+        network, z = make("DIP_2_scaled", 3, (20, 20), dim=8, need_sigmoid=False, **{flag: True})
+        assert low <= network(z).min() <= network(z).max() <= high
+    network, z = make("DIP_2_scaled", 3, (20, 20), dim=8, need_sigmoid=False)
+    assert network(z).min() < 0
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "options"),
+    [
+        ("DIP_orig", 2_217_831, {}),
+        ("skip", 2_217_831, {}),
+        ("DIP_2_scaled", 58_339, {"dim": 32}),
+        ("DIP_2_scaled", 212_931, {"dim": 64}),
+        ("DIP_2_scaled", 810_883, {"dim": 128}),
+        ("DIP_2_scaled", 231_363, {"dim": 64, "in_channels": 64}),
+        ("DIP_2_scaled", 921_475, {"dim": 128, "in_channels": 128}),
+        ("DIP_LPF", 212_931, {}),
+        ("DD", 100_224, {"dim": 128, "num_layers": 6}),
+        ("DD", 100_224, {"upsample_mode": "None"}),
+        ("ConvDecoder", 887_427, {"dim": 128, "num_layers": 6}),
+        ("ConvDecoder_LPF", 887_427, {}),
+    ],
+)
+def test_parameter_counts(name, count, options):
+    assert models.count_parameters(name, **options) == count
+
+
+def test_counting_agrees_with_a_built_network():
+    network, _ = make("DIP_scaled_transposed", 1, (16, 16), dim=8)
+    built = sum(p.numel() for p in network.parameters())
+    assert models.count_parameters("DIP_scaled_transposed", dim=8, out_channels=1) == built
+
+
+# The networks once more, as plain calls straight from the descriptions, reading the weights in
+# the order in which they are used.
+
+
+class Plain:
+    def __init__(self, network, slope=0.0):
+        self.weights = iter(network.parameters())
+        self.slope = slope
+
+    def conv(self, x, kernel, stride=1, bias=True, pad="constant"):
+        w, b = next(self.weights), next(self.weights) if bias else None
+        assert w.shape[-1] == kernel
+        return F.conv2d(F.pad(x, (kernel // 2,) * 4, mode=pad), w, b, stride=stride)
+
+    def bn(self, x):
+        return F.batch_norm(x, None, None, next(self.weights), next(self.weights), training=True)
+
+    def act(self, x):
+        return F.leaky_relu(x, self.slope)
+
+    def done(self, x):
+        assert next(self.weights, None) is None
+        return torch.sigmoid(x)
+
+
+def plain_skip_unet(network, z, scales, skips, slope, pad, size=None):
+    """With ``size`` the last upsampling goes there; without, every scale cuts to its own size."""
+    p = Plain(network, slope)
+
+    def scale(x, i):
+        if skips[i]:
+            s = p.act(p.bn(p.conv(x, 1)))
+        y = p.act(p.bn(p.conv(x, 3, stride=2, pad=pad)))
+        y = p.act(p.bn(p.conv(y, 3, pad=pad)))
+        if i + 1 < scales:
+            y = scale(y, i + 1)
+        target = size if i == 0 and size else (2 * y.shape[2], 2 * y.shape[3])
+        y = F.interpolate(y, size=target, mode="bilinear")
+        if skips[i]:
+            y = torch.cat([s, y[..., : s.shape[2], : s.shape[3]]], 1)
+        elif not size:
+            y = y[..., : x.shape[2], : x.shape[3]]
+        y = p.act(p.bn(p.conv(p.bn(y), 3, pad=pad)))
+        return p.act(p.bn(p.conv(y, 1)))
+
+    return p.done(p.conv(scale(z, 0), 1))
+
+
+def plain_decoder(network, z, sizes, kind, mode, taps=None):
+    p = Plain(network)
+
+    def grow(x, size):
+        if mode == "None":
+            return x
+        if mode == "transposed":
+            w, b = next(p.weights), next(p.weights)
+            return F.conv_transpose2d(x, w, b, stride=2)[..., : size[0], : size[1]]
+        if taps is not None:
+            c, k = x.shape[1], len(taps)
+            grid = x.new_zeros(1, c, 2 * x.shape[2], 2 * x.shape[3])
+            grid[..., ::2, ::2] = x
+            before, after = (k - 1) // 2, k - 1 - (k - 1) // 2
+            grid = F.pad(grid, (before, after, before, after), mode="reflect")
+            kernel = 4 * torch.outer(taps, taps).expand(c, 1, k, k)
+            return F.conv2d(grid, kernel, groups=c)[..., : size[0], : size[1]]
+        aligned = None if mode == "nearest" else kind == "DD"
+        return F.interpolate(x, size=size, mode=mode, align_corners=aligned)
+
+    x = z
+    for size in sizes:
+        if kind == "DD":
+            x = p.bn(torch.relu(grow(p.conv(x, 1, bias=False), size)))
+        elif kind == "ConvDecoder":
+            x = p.bn(torch.relu(p.conv(grow(x, size), 3)))
+        else:
+            x = p.bn(torch.relu(grow(p.conv(x, 3), size)))
+    kernel, bias = (1, False) if kind == "DD" else (3, True)
+    x = p.bn(torch.relu(p.conv(x, kernel, bias=bias)))
+    return p.done(p.conv(x, 1, bias=bias))
+
+
+def perturb(network):
+    """Move the normalisations off weight 1 and bias 0, or an exchange of them would not show."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for p in network.parameters():
+            if p.ndim == 1:
+                p.add_(0.4 * torch.rand(p.shape, generator=generator) - 0.2)
+
+
+@pytest.mark.parametrize("size", [(64, 48), (100, 75)])
+def test_dip_orig_against_the_plain_formulation(size):
+    network, z = make("DIP_orig", 3, size)
+    perturb(network)
+    plain = plain_skip_unet(network, z, 5, [4] * 5, 0.2, "reflect")
+    assert (network(z) - plain).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("skips", [[0, 0, 0], [0, 4, 4], [4, 4, 4]])
+def test_skip_against_the_plain_formulation(skips):
+    network, z = make("skip", 1, (43, 36), num_scales=3, dim=12, skip_dim=skips)
+    perturb(network)
+    plain = plain_skip_unet(network, z, 3, skips, 0.2, "reflect")
+    assert (network(z) - plain).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("size", [(64, 96), (77, 51)])
+@pytest.mark.parametrize("skips", [0, 1, 2])
+def test_dip_2_scaled_against_the_plain_formulation(size, skips):
+    network, z = make("DIP_2_scaled", 3, size, dim=32, num_skips=skips)
+    perturb(network)
+    have = [0] * (2 - skips) + [4] * skips
+    plain = plain_skip_unet(network, z, 2, have, 0.0, "constant", size=size)
+    assert (network(z) - plain).abs().max() < 1e-5
+
+
+def sizes_between(in_size, out_size, layers):
+    steps = layers - 1
+    return [
+        tuple(
+            math.ceil(round((b / a) ** (n / steps) * a, 6))
+            for a, b in zip(in_size, out_size, strict=True)
+        )
+        for n in range(1, steps)
+    ] + [out_size]
+
+
+@pytest.mark.parametrize("name", ["DD", "ConvDecoder", "ConvDecoder_LPF"])
+@pytest.mark.parametrize("mode", ["bilinear", "nearest", "transposed", "None", "LPF1", "LPF5"])
+@pytest.mark.parametrize("size", [(96, 160), (100, 75)])
+def test_decoders_against_the_plain_formulation(name, mode, size):
+    if mode == "LPF5":
+        size = (size[0] + 160, size[1] + 224)  # plain reflection needs the room
+    network, z = make(name, 3, size, mode != "None", dim=16, upsample_mode=mode)
+    perturb(network)
+    sizes = sizes_between(tuple(z.shape[2:]), size, 6)
+    plain = plain_decoder(network, z, sizes, name, mode, models.upsamplers.taps(mode))
+    assert (network(z) - plain).abs().max() < 1e-5
+
+
+def test_layer_sizes():
+    sizes = models.decoders.layer_sizes
+    assert sizes((8, 16), (256, 512), 6) == [(16, 32), (32, 64), (64, 128), (128, 256), (256, 512)]
+    assert sizes((4, 3), (100, 75), 6) == sizes_between((4, 3), (100, 75), 6)
+    for height in range(1, 400):
+        start = -(-height // 32)
+        sides = [start, *(h for h, _ in sizes((start, 1), (height, 1), 6))]
+        assert sides[-1] == height and all(b <= 2 * a for a, b in pairwise(sides))
+
+
+# Seeds
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_weights_follow_from_the_generator_alone(name):
+    before = torch.get_rng_state()
+    a, _ = make(name, 3, (40, 56), seed=5, **small_options(name))
+    assert torch.equal(before, torch.get_rng_state())
+    torch.rand(1)
+    b, _ = make(name, 3, (40, 56), seed=5, **small_options(name))
+    c, _ = make(name, 3, (40, 56), seed=6, **small_options(name))
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+    assert any(not torch.equal(x, y) for x, y in zip(a.parameters(), c.parameters(), strict=True))
+
+
+def test_weights_have_the_default_distribution_of_pytorch():
+    torch.manual_seed(0)
+    network, _ = make("ConvDecoder", 3, (64, 64), dim=64)
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            bound = (layer.weight[0].numel()) ** -0.5
+            assert layer.weight.abs().max() <= bound
+            assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.15)
+
+
+# Entries and refusals
+
+
+def test_entries_describe_themselves():
+    assert {"DIP_orig", "skip", "DIP_2_scaled", "DIP_scaled_transposed", "DIP_LPF"} < set(
+        models.names()
+    )
+    for name in models.names():
+        entry = models.get(name)
+        assert entry.name == name and entry.summary and entry.source
+        assert "\n" not in entry.summary and "in_channels" not in entry.options
+        assert not set(entry.fixed) & set(entry.options)
+    assert models.get("DIP_orig").options == {"need_sigmoid": True}
+    assert models.get("DIP_scaled_transposed").fixed == {"upsample_mode": "transposed"}
+    assert models.get("DIP_orig").input_dim({}) == 32
+    assert models.get("DD").input_dim({"dim": 48}) == 48
+    assert models.get("ConvDecoder").input_dim({}) == 128
+
+
+def test_a_name_is_taken_once():
+    with pytest.raises(ValueError, match="already"):
+        models.register("DD", summary="", source="")(lambda: None)
+
+
+def test_input_size():
+    assert models.input_size("DIP_orig", (100, 75), False) == (100, 75)
+    assert models.input_size("DD", (100, 75), False) == (100, 75)
+    assert models.input_size("DD", (100, 75), True) == (4, 3)
+    assert models.input_size("ConvDecoder_LPF", (256, 512), True) == (8, 16)
+    assert models.input_size("ConvDecoder_LPF", (256, 512), True, num_layers=4) == (32, 64)
+    assert models.input_size("ConvDecoder", (256, 512), True, num_layers=4) == (8, 16)
+
+
+def build(name, size=(32, 32), in_size=None, **options):
+    return models.build(
+        name,
+        in_channels=8,
+        out_channels=3,
+        in_size=in_size or size,
+        out_size=size,
+        device="meta",
+        **options,
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (
+            lambda: models.get("DIP_2scaled"),
+            "--model_type DIP_2scaled: did you mean 'DIP_2_scaled'",
+        ),
+        (lambda: build("DD", dims=3), "DD has no option 'dims': did you mean 'dim'"),
+        (lambda: build("DIP_orig", num_scales=3), "--num_scales 3: DIP_orig pins it at 5"),
+        (lambda: build("DIP_orig", num_layers=6), "no option 'num_layers'"),
+        (lambda: build("DIP_2_scaled", num_skips=3), "--num_skips 3 with --num_scales 2"),
+        (lambda: build("DIP_2_scaled", num_scales=0), "--num_scales 0"),
+        (lambda: build("DIP_2_scaled", dim=0), "--dim 0"),
+        (lambda: build("DIP_2_scaled", dim="64"), "--dim 64"),
+        (lambda: build("DIP_2_scaled", filter_size_down=4), "--filter_size_down 4: takes an odd"),
+        (lambda: build("DIP_2_scaled", upsample_mode="None"), "only decoders"),
+        (lambda: build("DIP_2_scaled", act_func="Relu"), "--act_func Relu: did you mean 'ReLU'"),
+        (lambda: build("DIP_2_scaled", pad="zeros"), "--pad zeros: did you mean 'zero'"),
+        (lambda: build("DIP_2_scaled", norm_func="group"), "--norm_func group"),
+        (lambda: build("DIP_2_scaled", downsample_mode="avgpool"), "--downsample_mode avgpool"),
+        (
+            lambda: build("DIP_2_scaled", need_tanh=True),
+            "--need_tanh True with --need_sigmoid True",
+        ),
+        (lambda: build("DIP_2_scaled", in_size=(1, 1)), "take an input of the picture's size"),
+        (lambda: build("skip", dim=[8, 8]), "--dim has 2 values but --num_scales is 5"),
+        (lambda: build("DIP_LPF", upsample_mode="bilinear"), "DIP_LPF takes a low-pass filter"),
+        (lambda: build("DD", num_layers=1), "--num_layers 1: takes a whole number of at least 2"),
+        (lambda: build("DD", in_size=(1, 1), upsample_mode="None"), "--progressive False"),
+        (lambda: build("ConvDecoder", upsample_mode="transposed"), "--progressive True"),
+        (lambda: build("reproduction_unet", upsample_mode="LPF4"), "--upsample_mode LPF4"),
+        (lambda: models.input_size("DIP_2_scaled", (64, 64), True), "--progressive True: DIP_2_sc"),
+        (lambda: models.input_size("DD", (64, 64), True, upsample_mode="None"), "--progressive F"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(call, words):
+    with pytest.raises(UserError, match=words) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def check(name, size, **options):
+    models.check_size(name, in_channels=8, out_channels=3, in_size=size, out_size=size, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "least", "options"),
+    [
+        ("DIP_orig", 16, 33, {}),
+        ("DIP_2_scaled", 64, 513, {"num_scales": 9, "dim": 8}),
+        ("reproduction_unet", 37, 65, {}),
+        ("DIP_2_scaled", 3, 5, {"norm_func": "instance"}),
+    ],
+)
+def test_too_small_pictures_are_refused_with_the_least_size(name, side, least, options):
+    with pytest.raises(UserError, match=f"{side}×{side} but {name}.* at least {least}×{least}:"):
+        check(name, (side, side), **options)
+    check(name, (least, least), **options)
+    if least < 100:
+        network, z = make(name, 3, (least, least), **options)
+        assert network(z).isfinite().all()
+
+
+def test_size_check_passes_what_works_and_raises_what_is_not_about_size():
+    check("DIP_orig", (2000, 3000))
+    models.check_size("DD", in_channels=8, out_channels=3, in_size=(1, 1), out_size=(16, 16))
+    with pytest.raises(UserError, match="no option"):
+        check("DIP_orig", (64, 64), num_layers=3)
+
+
+def test_pinned_options_may_be_repeated_at_their_value():
+    build("DIP_scaled_transposed", upsample_mode="transposed")
