@@ -5,7 +5,15 @@ import torch
 
 from dip_recon.callbacks import Evaluation
 from dip_recon.errors import UserError
-from dip_recon.fit import OPTIMIZERS, Backtracking, bf16_available, choose, fit, make_optimizer, step
+from dip_recon.fit import (
+    OPTIMIZERS,
+    Backtracking,
+    bf16_available,
+    choose,
+    fit,
+    make_optimizer,
+    step,
+)
 from dip_recon.metrics import psnr
 from dip_recon.operators import Mask
 from dip_recon.problem import Problem

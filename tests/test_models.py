@@ -5,9 +5,10 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch.nn import functional as F
+
 from dip_recon import models
 from dip_recon.errors import UserError
-from torch.nn import functional as F
 
 PICTURES = [(3, 37, 31), (1, 40, 56)]
 

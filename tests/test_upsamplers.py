@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from dip_recon.errors import UserError
 from dip_recon.models import upsamplers
 
@@ -64,6 +65,19 @@ def test_filter_equals_the_direct_formulation(spec, size):
     x = torch.rand(1, 2, *size, generator=torch.Generator().manual_seed(1))
     expected = direct_filter(x[0].double().numpy(), upsamplers.taps(spec).double().numpy())
     assert np.abs(upsamplers.make(spec, 2)(x)[0].numpy() - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("spec", ["LPF5", "kaiser:60,0.4"])
+def test_filter_is_exact_under_bf16_autocast_and_channels_last(spec):
+    """bfloat16 taps would spoil the stop band; the layout must not matter."""
+    x = torch.rand(1, 16, 22, 26, generator=torch.Generator().manual_seed(1)).bfloat16()
+    module = upsamplers.make(spec, 16)
+    exact = module(x.float())
+    for layout in (torch.contiguous_format, torch.channels_last):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = module(x.to(memory_format=layout))
+        assert out.dtype == torch.bfloat16
+        assert torch.equal(out, exact.bfloat16())
 
 
 def test_published_taps():

@@ -48,18 +48,12 @@ def _integer(text) -> int:
     return int(float(text))
 
 
-def _text(text) -> str | None:
-    return None if str(text).lower() == "none" else str(text)
-
-
-READERS = {bool: _boolean, float: _number, int: _integer, str: _text}
+READERS = {bool: _boolean, float: _number, int: _integer, str: str}
 
 
 def convert(f: dataclasses.Field, value):
     """Read one flag's or YAML key's value as its field wants it; UserError names the flag."""
     read = READERS[f.metadata.get("kind", str)]
-    if f.name == "upsample_mode":
-        read = str  # 'None' is an upsampler: no upsampling at all
     many = f.default_factory is not dataclasses.MISSING
     try:
         if many:

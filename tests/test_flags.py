@@ -1,0 +1,184 @@
+"""Flags and YAML: published scripts run as they are, mistakes get one line."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dip_recon import models
+from dip_recon.errors import UserError
+from dip_recon.flags import parse
+from dip_recon.options import (
+    NETWORK_OPTIONS,
+    DenoisingOptions,
+    InpaintingOptions,
+    Options,
+    SuperResolutionOptions,
+)
+
+EXPERIMENTS = [DenoisingOptions, InpaintingOptions, SuperResolutionOptions]
+
+# The flags of the published shell scripts, by what they run.
+DECODER = """ --task denoising --folder_path ../data/Set9 --save_folder /path/to/folder
+ --imsize -1 --model_type DD --progressive True --in_size 16 16 --out_chns 3 --num_iters 3000
+ --norm_func bn --noise_sigma 25 --filter_size_down 3 --filter_size_up 3 --num_layers 6
+ --num_skips 0 --need_sigmoid True --loss_func mse --freq_loss_func moment_matching
+ --optimizer adam --decay_lr False --exp_weight 0 --noise_type u --noise_method noise
+ --special bilinearUp --prune_type None --reg_type 0 --decay 1e-8 0 --reg_noise_std 0
+ --upsample_mode bilinear --act_func ReLU --pad zero --dim 128 --lr 0.01"""
+LPF = """ --task denoising --folder_path ../data/Set9/ --save_folder /path/to/folder
+ --model_type ConvDecoder_LPF --progressive True --in_size 16 16 --num_iters 5000 --norm_func bn
+ --noise_sigma 25 --filter_size_down 3 --filter_size_up 3 --num_layers 6 --num_skips 0
+ --need_sigmoid True --loss_func mse --freq_loss_func focal_freq --num_scales 2 --optimizer adam
+ --decay_lr False --step_size 50 --gamma 0.55 --morph_lbda 1e-5 --special lpf_LPF5_np_0_sm_0.99
+ --prune_type None --reg_type 0 --decay 0 0 --freq_lbda 0 --reg_noise_std 0 --upsample_mode LPF5
+ --act_func ReLU --pad zero --dim 128 --lr 0.01 --exp_weight 0.99"""
+INPUT = """ --task denoising --folder_path ../data/denoising --save_folder saves
+ --input_image_name image_Baboon512rgb.png --imsize -1 --model_type DIP_2_scaled
+ --progressive False --num_iters 3000 --norm_func bn --noise_sigma 25 --filter_size_down 3
+ --filter_size_up 3 --num_skips 0 --need_sigmoid True --loss_func mse
+ --freq_loss_func moment_matching --num_scales 2 --optimizer adam --decay_lr False --step_size 50
+ --gamma 0.55 --morph_lbda 1e-5 --min_tau 0.4 --exp_weight 0.99 --Lipschitz_constant 0
+ --Lipschitz_reg 0 --verbose False --num_power_iterations 0 --noise_type u
+ --noise_method noisy_image --special 2levels_0skips_64chns_NoisyBaboonForF16 --prune_type None
+ --reg_type 0 --decay 1e-5 0 --freq_lbda 0 --prune_type None --reg_type 0 --decay 1e-7 0
+ --freq_lbda 0 --reg_noise_std 1/30 --act_func ReLU --upsample_mode bilinear --pad zero --dim 64
+ --lr 0.01"""
+ALL = """ --mask_type bernoulli --zero_fraction 0.5 --sr_factor 4 --sr_kernel_type lanczos2
+ --tv_weight 0 --batch_size 1 --poisson_scale 0 --seed 7 --iters_print_acc 100"""
+
+
+def read(cls, text):
+    return parse(cls, text.split(), "test")
+
+
+@pytest.mark.parametrize("flags", [DECODER, LPF, INPUT, INPUT + ALL])
+def test_published_flags_are_read(flags):
+    options, _, _ = read(DenoisingOptions, flags)
+    assert options.lr == 0.01 and options.need_sigmoid is True and options.decay_lr is False
+    assert options.imsize == [-1] and options.dim == [int(re.search(r"--dim (\d+)", flags)[1])]
+
+
+@pytest.mark.parametrize("cls", EXPERIMENTS)
+def test_every_published_flag_is_known_to_every_experiment(cls):
+    words = set(re.findall(r"--\w+", DECODER + LPF + INPUT + ALL)) - {"--task"}
+    for word in words:
+        value = re.search(rf"{word} (\S+)", DECODER + LPF + INPUT + ALL)[1]
+        read(cls, f"{word} {value} --input_image_name x.png")
+
+
+def test_fractions_and_booleans():
+    options, _, _ = read(DenoisingOptions, "--reg_noise_std 1/20 --verbose yes --decay_lr F")
+    assert options.reg_noise_std == 0.05 and options.verbose and not options.decay_lr
+
+
+def test_a_flag_that_changes_nothing_is_said_to():
+    _, _, notes = read(InpaintingOptions, "--noise_sigma 25")
+    assert notes == ["--noise_sigma 25 changes nothing in inpainting"]
+    assert read(DenoisingOptions, "--noise_sigma 25")[2] == []
+
+
+def test_every_option_of_every_network_is_a_flag():
+    for name in models.names():
+        assert set(models.get(name).options) <= set(NETWORK_OPTIONS), name
+    assert set(NETWORK_OPTIONS) <= {f.name for f in dataclasses.fields(Options)}
+
+
+@pytest.mark.parametrize("cls", EXPERIMENTS)
+def test_yaml_fills_the_same_options(cls, tmp_path):
+    defaults = {f.name: getattr(cls(), f.name) for f in dataclasses.fields(cls)}
+    (tmp_path / "all.yaml").write_text(yaml.safe_dump(defaults | {"lr": "1/50", "seed": 3}))
+    options, _, _ = parse(cls, ["--config", str(tmp_path / "all.yaml"), "--seed", "4"], "test")
+    assert options == cls(lr=0.02, seed=4)
+
+
+WRONG = [
+    ("--num_iter 5", "unknown flag --num_iter: did you mean --num_iters"),
+    ("--upsample-mode bilinear", "did you mean --upsample_mode"),
+    ("--num_iters 0", "--num_iters 0: must be at least 1"),
+    ("--num_iters many", "--num_iters many: give a whole number"),
+    ("--num_iters 1.5", "--num_iters 1.5: give a whole number"),
+    ("--noise_sigma -1", "--noise_sigma -1: must be at least 0"),
+    ("--noise_sigma nan", "--noise_sigma nan: give a finite number"),
+    ("--lr 1/0", "--lr 1/0: give a number"),
+    ("--lr 0", "--lr 0: must be above 0"),
+    ("--exp_weight 1", "--exp_weight 1: give a weight below 1"),
+    ("--verbose maybe", "--verbose maybe: give True or False"),
+    ("--optimizer adm", "--optimizer adm: did you mean 'adam'"),
+    ("--stopping ES-WVM", "--stopping ES-WVM: did you mean 'ES-WMV'"),
+    ("--task denosing", "--task denosing: did you mean 'denoising'"),
+    ("--freq_lbda 0.1", "--freq_lbda 0.1: not supported"),
+    ("--prune_type HS", "--prune_type HS: not supported"),
+    ("--reg_type 3", "--reg_type 3: not supported"),
+    ("--Lipschitz_constant 2", "--Lipschitz_constant 2: not supported"),
+    ("--batch_size 4", "--batch_size 4: one picture is fitted at a time"),
+    ("--imsize 1 2 3", "--imsize 1 2 3: give -1, or a height and a width"),
+    ("--imsize 0", "--imsize 0: give -1"),
+    ("--noise_method noisy_image", "name it by --input_image_name"),
+    ("--seed", "argument --seed: expected one argument"),
+    ("stray", "unexpected 'stray'"),
+]
+
+
+@pytest.mark.parametrize("flags, message", WRONG)
+def test_mistakes_name_the_flag_and_the_mend(flags, message):
+    with pytest.raises(UserError) as caught:
+        read(DenoisingOptions, flags)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("num_iter: 5", "unknown key num_iter: did you mean --num_iters"),
+        ("resume: true", "unknown key resume"),
+        ("- 1", "must hold `option: value` lines"),
+        ("a: [", "not a YAML file"),
+        ("num_iters: 0", "--num_iters 0: must be at least 1"),
+        ("num_iters: [1, 2]", "--num_iters [1, 2]: give a whole number"),
+        ("!!python/object/apply:os.getcwd []", "not a YAML file"),
+    ],
+)
+def test_mistakes_in_yaml(text, message, tmp_path):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        parse(DenoisingOptions, ["--config", str(path)], "test")
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_missing_config(tmp_path):
+    with pytest.raises(UserError, match="No such file"):
+        parse(DenoisingOptions, ["--config", str(tmp_path / "none.yaml")], "test")
+
+
+@pytest.mark.parametrize("cls", [InpaintingOptions])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--mask_type bernouli", "did you mean 'bernoulli'"),
+        ("--zero_fraction 1", "--zero_fraction 1: nothing would be known; below 1"),
+        ("--mask_path m.png", "only with --mask_type file"),
+    ],
+)
+def test_mistakes_in_inpainting(cls, flags, message):
+    with pytest.raises(UserError, match=message):
+        read(cls, flags)
+
+
+def test_environment_yml_names_what_pyproject_and_constraints_do():
+    root = Path(__file__).parents[1]
+    environment = yaml.safe_load((root / "environment.yml").read_text())
+    assert environment["name"] == "selfrecon"
+    pip = next(d["pip"] for d in environment["dependencies"] if isinstance(d, dict))
+    pinned = dict(line.split("==") for line in pip if "==" in line)
+    project = (root / "pyproject.toml").read_text()
+    core = re.search(r"\ndependencies = \[(.*?)\]", project, re.S)[1]
+    names = re.findall(r'"([\w-]+)', core)
+    assert set(pinned) == {*names, "torchvision"}
+    lines = (root / "constraints.txt").read_text().splitlines()
+    for name in names:
+        assert any(line.startswith(f"{name}=={pinned[name]}") for line in lines), name
+    assert "-e .[test]" in pip

@@ -1,0 +1,349 @@
+"""Entry scripts and run folders, as processes and in miniature."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from dip_recon import images
+from dip_recon.errors import UserError
+from dip_recon.experiment import main
+from dip_recon.files import atomic
+from dip_recon.options import DenoisingOptions, InpaintingOptions, SuperResolutionOptions
+from dip_recon.runs import HISTORY, Run, find
+
+HERE = Path(__file__).parents[1] / "DIP-Recon"
+SMALL = "--dim 8 --num_iters 12 --iters_print_acc 5 --eval_every 5 --snapshots 0 5 --device cpu"
+
+
+def call(cls, text, capsys=None):
+    status = main(cls, text.split())
+    return (status, capsys.readouterr()) if capsys else status
+
+
+def files(root):
+    return sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
+
+
+@pytest.mark.parametrize(
+    "cls, task, flags",
+    [
+        (DenoisingOptions, "denoising", "--noise_sigma 25"),
+        (DenoisingOptions, "denoising", "--poisson_scale 0.05 --special poisson"),
+        (DenoisingOptions, "real_denoising", "--task real_denoising --stopping ES-EMV"),
+        (InpaintingOptions, "inpainting", "--zero_fraction 0.3"),
+        (InpaintingOptions, "inpainting", "--mask_type text"),
+        (SuperResolutionOptions, "sr", "--sr_factor 2"),
+    ],
+)
+def test_an_experiment_leaves_the_run_folder(folder, tmp_path, cls, task, flags, capsys):
+    status, said = call(
+        cls, f"{SMALL} --folder_path {folder} --save_folder {tmp_path} {flags}", capsys
+    )
+    assert status == 0, said.err
+    special = "_poisson" if "special" in flags else ""
+    method = tmp_path / task / f"DIP_2_scaled{special}"
+    truth = task != "real_denoising"
+    expected = {"config.yaml", "history.csv", "result.json", "restored.png", "noisy.png"}
+    expected |= {"comparison.png", "curves.png", "snapshots/00000.png", "snapshots/00005.png"}
+    expected |= {"clean.png"} if truth else set()
+    for name in ("colour", "grey"):
+        assert set(files(method / name)) == expected
+        result = json.loads((method / name / "result.json").read_text())
+        keys = "image model_type task parameters iterations stop_iteration stopping seconds "
+        keys += "peak_memory_bytes sigma seed device precision"
+        assert set(keys.split()) <= set(result)
+        measured = (
+            "psnr_noisy psnr_out psnr_ema psnr_stopped psnr_oracle oracle_iteration ssim_stopped"
+        )
+        assert (set(measured.split()) <= set(result)) == truth
+        assert result["iterations"] == 12 and result["image"] == name
+        rows = Run(method / name).history()
+        assert [row["iteration"] for row in rows] == [0, 5, 10, 11]
+        assert set(rows[0]) == set(HISTORY) and all(row["loss"] > 0 for row in rows)
+    assert images.read(method / "grey" / "restored.png").data.shape == (1, 32, 32)
+    assert images.read(method / "colour" / "restored.png").data.shape == (3, 40, 36)
+    with (method / "results.csv").open() as file:
+        table = list(csv.reader(file))
+    assert table[0] == ["ID", "PSNR", "SSIM", "Noisy_Baseline"]
+    assert [row[0] for row in table[1:]] == ["colour", "grey"]
+    log = (method / "log.txt").read_text()
+    assert log in said.out.replace("\r", "")
+    if truth:
+        published = (
+            r"Iteration 00005   PSNR_noisy_baseline: [\d.]+   PSNR_noisy: [\d.]+   PSRN_gt: "
+        )
+        assert re.search(published + r"[\d.]+ PSNR_gt_sm: [\d.]+\n", log)
+    assert len(find(tmp_path)) == 2
+
+
+def test_published_flags_run_every_kind_of_network(folder, tmp_path, capsys):
+    (folder / "grey.png").unlink()
+    common = f"--folder_path {folder} --save_folder {tmp_path} --num_iters 2 --exp_weight 0"
+    common += " --in_size 16 16 --out_chns 3 --norm_func bn --num_skips 0 --num_scales 2"
+    common += " --filter_size_down 3 --filter_size_up 3 --act_func ReLU --pad zero --num_layers 3"
+    for flags in (
+        "--model_type DD --progressive True --upsample_mode bilinear --dim 8",
+        "--model_type DD --progressive False --upsample_mode None --dim 8 --special none",
+        "--model_type ConvDecoder --progressive True --upsample_mode transposed --dim 8",
+        "--model_type ConvDecoder_LPF --progressive True --upsample_mode LPF5 --dim 8",
+        "--model_type DIP_LPF --upsample_mode LPF6 --dim 8",
+        "--model_type DIP_scaled_transposed --upsample_mode bilinear --dim 8",
+        "--model_type DIP_2_scaled --dim 8 --noise_method meshgrid",
+        "--model_type DIP_2_scaled --dim 8 --noise_method fourier --special fourier",
+        "--model_type DIP_2_scaled --dim 8 --noise_method noisy_image "
+        "--input_image_name colour.png --special input",
+    ):
+        status, said = call(DenoisingOptions, f"{common} {flags}", capsys)
+        assert status == 0, said.err
+        assert (
+            "does not use --in_size 16 16 --out_chns 3" in said.out or "does not use --" in said.out
+        )
+
+
+def test_config_of_a_run_repeats_it(folder, tmp_path):
+    flags = f"{SMALL} --folder_path {folder} --upsample_mode LPF2"
+    assert call(DenoisingOptions, f"{flags} --save_folder {tmp_path / 'a'}") == 0
+    first = tmp_path / "a/denoising/DIP_2_scaled/grey"
+    config = yaml.safe_load((first / "config.yaml").read_text())
+    assert config["upsample_mode"] == "LPF2" and config["num_scales"] == 2
+    again = f"--config {first / 'config.yaml'} --save_folder {tmp_path / 'b'}"
+    assert call(DenoisingOptions, again) == 0
+    second = tmp_path / "b/denoising/DIP_2_scaled/grey"
+    assert (first / "restored.png").read_bytes() == (second / "restored.png").read_bytes()
+
+
+def test_looking_more_often_changes_no_number(folder, tmp_path):
+    for n, more in enumerate(
+        ("", "--verbose True --eval_every 1 --checkpoint_every 1 --snapshots 3")
+    ):
+        assert (
+            call(
+                DenoisingOptions,
+                f"{SMALL} --folder_path {folder} --save_folder {tmp_path / str(n)} {more}",
+            )
+            == 0
+        )
+    pictures = [tmp_path / n / "denoising/DIP_2_scaled/colour/restored.png" for n in "01"]
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten_by_mistake(folder, tmp_path, capsys):
+    flags = f"{SMALL} --folder_path {folder} --save_folder {tmp_path / 'runs'}"
+    assert call(DenoisingOptions, flags) == 0
+    run = tmp_path / "runs/denoising/DIP_2_scaled/colour"
+    before = (run / "result.json").read_bytes()
+    capsys.readouterr()
+    status, said = call(DenoisingOptions, flags, capsys)
+    assert status == 2 and "holds a finished run" in said.err and "--resume" in said.err
+    status, said = call(DenoisingOptions, f"{flags} --resume --lr 0.02", capsys)
+    assert status == 2 and "lr 0.01, not 0.02" in said.err
+    status, said = call(DenoisingOptions, f"{flags} --resume", capsys)
+    assert status == 0 and "finished before, kept" in said.out
+    assert (run / "result.json").read_bytes() == before
+    status, said = call(DenoisingOptions, f"{flags} --overwrite --lr 0.02", capsys)
+    assert status == 0 and Run(run).config()["lr"] == 0.02
+
+
+def test_another_picture_of_the_same_name_is_noticed(folder, tmp_path, picture, capsys):
+    flags = f"{SMALL} --folder_path {folder} --save_folder {tmp_path / 'runs'} --resume"
+    assert call(DenoisingOptions, flags) == 0
+    images.save_png(folder / "grey.png", 1 - picture(1))
+    status, said = call(DenoisingOptions, flags, capsys)
+    assert status == 2 and "picture_sha256" in said.err
+
+
+def script(name, *flags, **more):
+    command = [sys.executable, str(HERE / name), *map(str, flags)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=more.pop("cwd", None), env=environment, text=True, **more,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("stopping", ["fixed", "ES-WMV"])
+def test_killed_three_times_and_resumed_is_identical(folder, tmp_path, stopping):
+    (folder / "grey.png").unlink()
+    flags = f"--folder_path {folder} --dim 8 --num_iters 300 --checkpoint_every 20 --device cpu"
+    flags = f"{flags} --stopping {stopping} --window 20 --patience 60 --save_folder".split()
+    whole = script("denoising.py", *flags, tmp_path / "whole")
+    assert whole.wait(120) == 0, whole.stderr.read()
+    method = tmp_path / "broken/denoising/DIP_2_scaled"
+    for n in range(3):
+        process = script("denoising.py", *flags, tmp_path / "broken", "--resume")
+        seen = _iteration(method / "colour")
+        deadline = time.time() + 60
+        while _iteration(method / "colour") < seen + 20 * (n + 1) and time.time() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (method / "colour/result.json").exists()
+    last = script("denoising.py", *flags, tmp_path / "broken", "--resume")
+    out, err = last.communicate(timeout=120)
+    assert last.returncode == 0, err
+    assert "goes on from iteration" in out
+    expected = tmp_path / "whole/denoising/DIP_2_scaled/colour"
+    for name in ("restored.png", "snapshots/00200.png"):
+        assert (method / "colour" / name).read_bytes() == (expected / name).read_bytes()
+    columns = [
+        [{**row, "seconds": 0} for row in Run(f).history()] for f in (expected, method / "colour")
+    ]
+    assert columns[0] == columns[1]
+
+
+def _iteration(run):
+    """The iteration of the last line of history.csv, which is written with every checkpoint."""
+    try:
+        return int(Run(run).history()[-1]["iteration"])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_says_how_to_go_on(folder, tmp_path, number):
+    flags = f"--folder_path {folder} --dim 8 --num_iters 100000 --save_folder {tmp_path}".split()
+    process = script("denoising.py", *flags, "--checkpoint_every", 10)
+    run = tmp_path / "denoising/DIP_2_scaled/colour"
+    deadline = time.time() + 60
+    while _iteration(run) < 10 and time.time() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "to go on: python denoising.py" in err and err.rstrip().endswith("--resume")
+    assert (run / "checkpoint.pt").is_file() and "Traceback" not in err
+
+
+def test_runs_from_the_folder_as_published(folder, tmp_path):
+    process = script(
+        "denoising.py", "--folder_path", folder, "--num_iters", 2, "--dim", 8, cwd=tmp_path
+    )
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert (tmp_path / "runs/denoising/DIP_2_scaled/results.csv").is_file()
+
+
+def test_dry_run_writes_nothing(folder, tmp_path, capsys):
+    flags = f"--folder_path {folder} --save_folder {tmp_path / 'runs'} --dry-run"
+    status, said = call(DenoisingOptions, flags, capsys)
+    assert status == 0 and "num_scales: 2" in said.out and "2 pictures: colour, grey" in said.out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_mask_file_and_its_mistakes(folder, tmp_path, capsys):
+    (folder / "grey.png").unlink()
+    mask = np.ones((1, 40, 36), np.float32)
+    mask[:, 10:20, 10:20] = 0
+    images.save_png(tmp_path / "mask.png", mask)
+    images.save_png(tmp_path / "black.png", 0 * mask)
+    images.save_png(tmp_path / "small.png", mask[:, :30])
+    common = f"{SMALL} --folder_path {folder} --mask_type file --save_folder {tmp_path / 'runs'}"
+    for name, message in (("small", "40"), ("black", "black.png"), ("none", "none.png")):
+        status, said = call(
+            InpaintingOptions, f"{common} --mask_path {tmp_path / name}.png", capsys
+        )
+        assert status == 2 and message in said.err and said.err.count("\n") == 1
+        assert not (tmp_path / "runs").exists()
+    status, said = call(InpaintingOptions, f"{common} --mask_path {tmp_path / 'mask.png'}", capsys)
+    assert status == 0, said.err
+    noisy = images.read(tmp_path / "runs/inpainting/DIP_2_scaled/colour/noisy.png").data
+    assert (noisy[:, 10:20, 10:20] == 0).all()
+
+
+def test_pairs_are_used_as_they_are(tmp_path, picture):
+    sets = {name: tmp_path / name for name in ("sr", "polyu")}
+    for path in sets.values():
+        path.mkdir()
+    images.save_png(sets["sr"] / "img_001_SRF_2_HR.png", picture(3))
+    images.save_png(sets["sr"] / "img_001_SRF_2_LR.png", picture(3, (16, 16)) * 0.5)
+    images.save_png(sets["polyu"] / "a_real.png", picture(3) * 0.9)
+    images.save_png(sets["polyu"] / "a_mean.png", picture(3))
+    common = f"{SMALL} --save_folder {tmp_path / 'runs'}"
+    assert call(SuperResolutionOptions, f"{common} --sr_factor 2 --folder_path {sets['sr']}") == 0
+    run = Run(tmp_path / "runs/sr/DIP_2_scaled/img_001")
+    low = images.read(run.folder / "noisy.png").data
+    assert np.allclose(low, images.read(sets["sr"] / "img_001_SRF_2_LR.png").data)
+    assert {"psnr_luma_stopped", "psnr_luma_bicubic"} <= set(run.result())
+    assert call(SuperResolutionOptions, f"{common} --sr_factor 4 --folder_path {sets['sr']}") == 2
+    assert call(DenoisingOptions, f"{common} --folder_path {sets['polyu']}") == 0
+    run = Run(tmp_path / "runs/denoising/DIP_2_scaled/a")
+    noisy = images.read(run.folder / "noisy.png").data
+    assert np.allclose(noisy, images.read(sets["polyu"] / "a_real.png").data)
+
+
+def write(path, content):
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--folder_path {tmp}/none", "neither a folder nor a data set"),
+        ("--folder_path bundeld", "did you mean 'bundled'"),
+        ("--folder_path {tmp}/empty", "no picture"),
+        ("--folder_path {tmp}/bad/text.png", "text.png"),
+        ("--folder_path {tmp}/bad/zero.png", "zero.png"),
+        ("--folder_path {tmp}/bad/cut.png", "cut.png"),
+        ("--model_type DIP_org", "did you mean 'DIP_orig'"),
+        ("--upsample_mode biliner", "did you mean 'bilinear'"),
+        ("--upsample_mode None", "--upsample_mode None"),
+        ("--model_type DIP_orig --crop 16", "at least"),
+        ("--crop 1", "at least"),
+        ("--num_scales 9", "at least"),
+        ("--crop 300", "less than 300"),
+        ("--save_folder {tmp}/bad/text.png", "is a file"),
+        ("--model_type DIP_2_scaled --progressive True", "--progressive"),
+        ("--noise_method image --input_image_name none.png", "none.png"),
+        ("--device cuda", "--device cuda"),
+        ("--num_skips 3", "--num_skips 3"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(folder, tmp_path, flags, message, capsys):
+    import torch
+
+    if "cuda" in flags and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "bad/text.png", b"not a picture")
+    write(tmp_path / "bad/zero.png", b"")
+    write(tmp_path / "bad/cut.png", (folder / "grey.png").read_bytes()[:-40])
+    before = files(tmp_path)
+    start = f"--folder_path {folder} --num_iters 2 --save_folder {tmp_path / 'runs'} "
+    status, said = call(DenoisingOptions, start + flags.format(tmp=tmp_path), capsys)
+    assert status == 2
+    assert message in said.err and said.err.count("\n") == 1 and said.err.startswith("error: ")
+    assert files(tmp_path) == before and not (tmp_path / "runs").exists()
+
+
+def test_a_checkpoint_that_is_none(folder, tmp_path, capsys):
+    flags = f"{SMALL} --folder_path {folder} --save_folder {tmp_path / 'runs'}"
+    assert call(DenoisingOptions, flags) == 0
+    run = Run(tmp_path / "runs/denoising/DIP_2_scaled/colour")
+    (run.folder / "result.json").unlink()
+    capsys.readouterr()
+    for content in (b"", b"nonsense", b"\x80\x04cos\nsystem\n(S'true'\ntR."):
+        (run.folder / "checkpoint.pt").write_bytes(content)
+        status, said = call(DenoisingOptions, f"{flags} --resume", capsys)
+        assert status == 2 and "checkpoint.pt: not a checkpoint" in said.err
+
+
+def test_atomic_leaves_what_was_there(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("before")
+    with pytest.raises(RuntimeError), atomic(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    with pytest.raises(UserError, match="no space left"), atomic(path):
+        raise OSError(28, "No space left on device")
+    assert path.read_text() == "before" and files(tmp_path) == ["file.txt"]
