@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from dip_recon import data, images
 from dip_recon.data import sets, transfer
 from dip_recon.errors import UserError

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
+
 from dip_recon import images
 from dip_recon.errors import UserError
-from PIL import Image
 
 rng = np.random.default_rng(0)
 GREY8 = rng.integers(0, 256, (31, 37), dtype=np.uint8)

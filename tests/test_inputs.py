@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from skimage.transform import resize
+
 from dip_recon.errors import UserError
 from dip_recon.inputs import METHODS, channels_of, make_input
-from skimage.transform import resize
 
 
 def seeded(seed=0):

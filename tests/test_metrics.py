@@ -3,8 +3,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from dip_recon import metrics
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from dip_recon import metrics
 
 SHAPES = [(3, 32, 32), (1, 37, 31), (3, 37, 31)]
 

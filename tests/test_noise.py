@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+from skimage import data
+
 from dip_recon import noise
 from dip_recon.errors import UserError
-from skimage import data
 
 
 @pytest.fixture(scope="module")

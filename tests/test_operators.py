@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import torch
+
 from dip_recon import operators
 from dip_recon.errors import UserError
 
