@@ -14,6 +14,7 @@ from PIL import Image
 
 from dip_recon import images
 from dip_recon.errors import UserError
+from dip_recon.images.encoding import encode_png16
 
 rng = np.random.default_rng(0)
 GREY8 = rng.integers(0, 256, (31, 37), dtype=np.uint8)
@@ -379,7 +380,7 @@ TIFF8_LZW = pil_bytes("TIFF", RGB8, compression="tiff_lzw")
 TIFF16 = tiff_bytes(RGB16)
 TIFF16_ZIP = tiff_bytes(RGB16, compression="zlib")
 SAMPLES = struct.pack("<HHIH", 277, 3, 1, 3), struct.pack("<HHIH", 277, 3, 1, 2048)
-PNG16 = images._encode_png16(RGB16, None)
+PNG16 = encode_png16(RGB16, None)
 
 BAD = {
     "empty.png": (b"", "empty"),

@@ -128,6 +128,8 @@ def _restore(args, job, options) -> None:
 
     given = {"seed": args.seed, "device": args.device, "precision": args.precision}
     if args.iterations is not None:
+        if args.iterations < 1:
+            raise UserError(f"--iterations {args.iterations}: must be at least 1")
         given["num_iters"] = args.iterations
     images.check_writable(args.output)
     with tempfile.TemporaryDirectory() as temporary:
@@ -190,6 +192,8 @@ def _upsamplers(args) -> None:
     columns = {"name": lambda r: r["name"], "what it does": lambda r: r["summary"]}
     _print(rows, args.json, columns)
     if args.plot:
+        if args.plot.suffix.lower() not in (".png", ".pdf", ".svg"):
+            raise UserError(f"--plot {args.plot}: give a name that ends in .png, .pdf or .svg")
         fixed = [row["name"] for row in rows if row["taps"]]
         if not fixed:
             raise UserError("--plot: none of these upsamplers has a fixed filter")

@@ -94,9 +94,10 @@ def restore(job: Job, options: Options, given: dict, folder: Path) -> tuple[dict
 DEMO = replace(
     DENOISING,
     task="denoising",
-    folder_path="bundled/astronaut",
-    imsize=[256, 256],
+    folder_path="bundled/rocket",
+    crop=[256, 256],
     noise_sigma=25.0,
+    patience=300,
 )
 
 

@@ -1,0 +1,211 @@
+"""The content of a picture file -> samples as stored, alpha and kind."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from PIL import Image, ImageOps
+
+from ..errors import UserError
+from .picture import MAX_PIXELS, Kind
+from .quiet import quiet_libtiff
+
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
+_TIFF_COLOURS = (
+    tifffile.PHOTOMETRIC.MINISWHITE,
+    tifffile.PHOTOMETRIC.MINISBLACK,
+    tifffile.PHOTOMETRIC.RGB,
+    tifffile.PHOTOMETRIC.SEPARATED,
+)
+
+
+def decode(path: Path) -> tuple[np.ndarray, np.ndarray | None, Kind]:
+    """Samples [H, W, C] as stored (C = 1 or 3; CMYK as float RGB), alpha [H, W] or None, kind."""
+    head = path.open("rb").read(26)
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        deep = _decode_tiff(path)
+        if deep is not None:
+            return deep
+    try:
+        image = Image.open(path, formats=_FORMATS)
+    except Image.UnidentifiedImageError:
+        raise UserError(
+            f"{path}: is not a picture that can be read; give one of {', '.join(_FORMATS)}"
+        ) from None
+    with image:
+        _check_size(path, image.width, image.height)
+        # A camera's MPO is a JPEG with previews behind it; its first picture is the picture.
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        if frames > 1:
+            raise UserError(
+                f"{path}: holds {frames} pictures (animated or multi-page); save the one you want "
+                "to a file of its own"
+            )
+        if image.format == "PNG" and head[24] in (2, 4) and head[25] == 0:
+            key = image.info.get("transparency")  # Pillow spreads the levels to 0…255, but not it
+            if key is not None:
+                image.info["transparency"] = key * (255 // (2 ** head[24] - 1))
+        # IHDR: depth is byte 24, colour type byte 25 (0 grey, which Pillow keeps at 16 bits).
+        if image.format == "PNG" and head[24] == 16 and head[25] != 0:
+            return _decode_png16(path, image)
+        return _decode_pillow(image)
+
+
+def _decode_pillow(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None, Kind]:
+    """See ``decode``: pictures of up to 8 bits a sample, and 16-bit grey."""
+    icc = image.info.get("icc_profile")
+    key = image.info.get("transparency")
+    with quiet_libtiff() if image.format == "TIFF" else nullcontext():
+        image.load()
+    image = ImageOps.exif_transpose(image)
+    mode = image.mode
+    if mode.startswith("I"):  # 16-bit grey; "I" in older releases of Pillow
+        values = np.asarray(image).astype(np.uint16)
+        alpha = None if key is None else np.where(values == key, 0, 65535).astype(np.uint16)
+        return values[..., None], alpha, Kind("grey", 16, icc=icc)
+    if mode == "CMYK":
+        return _cmyk_to_rgb(np.asarray(image) / 255.0), None, Kind("cmyk")
+
+    opaque = key is None and mode not in ("LA", "La", "PA", "RGBA", "RGBa")
+    grey = mode in ("1", "L", "LA", "La")
+    if mode == "1" and key is not None:
+        image = image.convert("L")
+        key = 255 * bool(key)
+    if mode == "La":
+        image = image.convert("LA")
+    if grey and key is not None:  # one grey level stands for transparent
+        values = np.asarray(image)
+        stack = np.stack([values, np.where(values == key, 0, 255).astype(np.uint8)], axis=-1)
+    else:
+        target = ("L" if grey else "RGB") + ("" if opaque else "A")
+        stack = np.atleast_3d(np.asarray(image.convert(target)))  # [H, W, samples] uint8
+    values, alpha = (stack, None) if opaque else (stack[..., :-1], stack[..., -1].copy())
+
+    if mode == "1":
+        return values // 255, alpha, Kind("grey", 1)
+    if mode in ("P", "PA"):
+        if (values == values[..., :1]).all():
+            values, icc = values[..., :1], None
+        return values, alpha, Kind("palette", icc=icc)
+    return values, alpha, Kind("grey" if grey else "rgb", icc=icc)
+
+
+def _decode_png16(path: Path, image: Image.Image) -> tuple[np.ndarray, np.ndarray | None, Kind]:
+    """See ``decode``: 16-bit PNG with colour or alpha; ``image`` is its header."""
+    try:
+        import png
+    except ImportError:
+        raise UserError(
+            f"{path}: reading a 16-bit colour PNG needs pypng; "
+            'install it: pip install "dip-recon[png16]"'
+        ) from None
+    with path.open("rb") as file:
+        reader = png.Reader(file=file)
+        width, height, rows, info = reader.read()
+        samples = np.empty((height, width * info["planes"]), np.uint16)
+        filled = 0
+        for row in rows:
+            samples[filled] = row
+            filled += 1
+        if filled < height:
+            raise ValueError(f"{filled} of {height} rows")
+    samples = samples.reshape(height, width, info["planes"])  # [H, W, 2 | 3 | 4]
+    samples = _turn(samples, image.getexif().get(0x0112, 1))
+    values, alpha = samples, None
+    if info["alpha"]:
+        values, alpha = samples[..., :-1], samples[..., -1].copy()
+    elif reader.transparent is not None:  # one colour stands for transparent
+        key = (samples == np.array(reader.transparent, np.uint16)).all(-1)
+        alpha = np.where(key, 0, 65535).astype(np.uint16)
+    space = "grey" if info["greyscale"] else "rgb"
+    return values, alpha, Kind(space, 16, icc=image.info.get("icc_profile"))
+
+
+def _decode_tiff(path: Path) -> tuple[np.ndarray, np.ndarray | None, Kind] | None:
+    """See ``decode``: TIFF of more than 8 bits a sample; None leaves the others to Pillow."""
+    with tifffile.TiffFile(path) as tiff:
+        pages = [page for page in tiff.pages if not page.is_reduced]  # previews do not count
+        if len(pages) > 1:
+            raise UserError(
+                f"{path}: holds {len(pages)} pages; save the one you want to a file of its own"
+            )
+        page = pages[0]
+        _check_size(path, page.imagewidth, page.imagelength)
+        ends = (a + b for a, b in zip(page.dataoffsets, page.databytecounts, strict=False))
+        if max(ends, default=0) > path.stat().st_size:
+            raise ValueError("the file is cut short")
+        cmyk = page.photometric == tifffile.PHOTOMETRIC.SEPARATED
+        if page.samplesperpixel > 4 + cmyk:
+            raise UserError(
+                f"{path}: has {page.samplesperpixel} channels; save it as grey, RGB or CMYK"
+            )
+        dtype = page.dtype
+        if dtype in (np.dtype(bool), np.dtype(np.uint8)):
+            return None
+        if dtype is None or page.axes not in ("YX", "YXS", "SYX"):
+            raise ValueError(f"{page.bitspersample} bits a sample, axes {page.axes}")
+        whole = dtype == np.uint16 and page.bitspersample == 16  # all 16 bits used
+        if not whole and dtype.kind != "f":
+            raise UserError(
+                f"{path}: stores {page.bitspersample}-bit {dtype} samples; "
+                "save it as 8-bit, 16-bit unsigned or float"
+            )
+        if page.photometric not in _TIFF_COLOURS:
+            raise UserError(
+                f"{path}: stores colours as {page.photometric.name}; save it as grey, RGB or CMYK"
+            )
+        try:
+            samples = page.asarray()
+        except (ValueError, KeyError) as error:
+            if "imagecodecs" not in str(error):
+                raise
+            if whole and page.samplesperpixel == 1:
+                return None  # Pillow keeps 16-bit grey, and has the codec
+            raise UserError(
+                f"{path}: is compressed with {page.compression.name}; save it uncompressed or "
+                "with deflate, or: pip install imagecodecs"
+            ) from None
+        samples = np.moveaxis(samples, 0, -1) if page.axes == "SYX" else samples
+        samples = _turn(np.atleast_3d(samples), getattr(page.tags.get(274), "value", 1))
+        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+            samples = (1 if dtype.kind == "f" else 65535) - samples
+        icc = getattr(page.tags.get(34675), "value", None)
+    deep = {"bits": 8 * dtype.itemsize, "floating": dtype.kind == "f"}
+    samples = samples.astype(dtype.newbyteorder("="))
+    colours = 4 if cmyk else 3 if samples.shape[-1] > 2 else 1
+    values = samples[..., :colours]
+    alpha = samples[..., colours].copy() if samples.shape[-1] > colours else None
+    if cmyk:
+        top = 1.0 if deep["floating"] else 65535.0
+        return _cmyk_to_rgb(values / top), alpha, Kind("cmyk", **deep)
+    return values, alpha, Kind("grey" if colours == 1 else "rgb", icc=icc, **deep)
+
+
+def _turn(samples: np.ndarray, orientation: int) -> np.ndarray:
+    """Samples [H, W, C] made upright from the EXIF/TIFF orientation 1…8."""
+    if orientation in (5, 6, 7, 8):
+        samples = samples.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        samples = samples[::-1]
+    if orientation in (2, 3, 6, 7):
+        samples = samples[:, ::-1]
+    return samples
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    """Raise UserError for a header that says no pixels or more than ``MAX_PIXELS``."""
+    if width < 1 or height < 1:
+        raise ValueError(f"{width}×{height} pixels")
+    if width * height > MAX_PIXELS:
+        raise UserError(
+            f"{path}: its header says {width}×{height} pixels, more than "
+            f"{MAX_PIXELS // 1_000_000} megapixels; crop or reduce it first"
+        )
+
+
+def _cmyk_to_rgb(cmyk: np.ndarray) -> np.ndarray:
+    """CMYK [H, W, 4] -> RGB [H, W, 3], both float in [0, 1]."""
+    return (1 - cmyk[..., :3]) * (1 - cmyk[..., 3:])

@@ -1,0 +1,138 @@
+"""Values in [0, 1], alpha and kind -> the content of a picture file."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+from .picture import Kind
+from .quiet import quiet
+
+
+def encode(data: np.ndarray, alpha: np.ndarray | None, kind: Kind, suffix: str) -> bytes:
+    """The content of a ``suffix`` file with ``data`` [H, W, C] in [0, 1] and ``alpha`` [H, W]."""
+    if kind.bits == 1:
+        data = (data >= 0.5).astype(np.float64)
+    if kind.space == "cmyk":
+        data = _rgb_to_cmyk(data)
+    values = quantise(data, sample_type(kind))
+    samples = values if alpha is None else np.dstack([values, alpha])
+    if kind.bits <= 8:
+        image = None
+        if kind.space == "palette" and (alpha is None or suffix == ".png"):
+            image = _paletted(values, alpha)
+        if image is None:
+            image = _image(samples, kind)
+        return _encode_pillow(image, kind, suffix)
+    if suffix == ".png":
+        return encode_png16(samples, kind.icc)
+    buffer = io.BytesIO()
+    tifffile.imwrite(
+        buffer,
+        samples.squeeze(-1) if samples.shape[-1] == 1 else samples,
+        photometric={"grey": "minisblack", "cmyk": "separated"}.get(kind.space, "rgb"),
+        planarconfig="contig" if samples.shape[-1] > 1 else None,
+        extrasamples=None if alpha is None else ["unassalpha"],
+        compression="zlib",
+        iccprofile=kind.icc,
+        metadata=None,
+    )
+    return buffer.getvalue()
+
+
+def sample_type(kind: Kind) -> np.dtype:
+    """The sample type of a kind; 1-bit is held in 8."""
+    return np.dtype(f"{'f' if kind.floating else 'u'}{max(kind.bits, 8) // 8}")
+
+
+def quantise(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Float in [0, 1] -> samples of ``dtype``, rounded to the nearest."""
+    if dtype.kind == "f":
+        return values.astype(dtype)
+    return np.rint(values * np.iinfo(dtype).max).astype(dtype)
+
+
+def _image(samples: np.ndarray, kind: Kind) -> Image.Image:
+    """8-bit samples [H, W, 1…5] as a Pillow image of the mode that ``kind`` says."""
+    if kind.space == "cmyk":  # Pillow has no CMYK with alpha
+        return Image.frombytes("CMYK", samples.shape[1::-1], samples[..., :4].tobytes())
+    if samples.shape[-1] == 1:
+        image = Image.fromarray(samples[..., 0])
+        return image.convert("1", dither=Image.Dither.NONE) if kind.bits == 1 else image
+    return Image.fromarray(samples)  # LA, RGB or RGBA
+
+
+def _encode_pillow(image: Image.Image, kind: Kind, suffix: str) -> bytes:
+    name = {".jpg": "JPEG", ".tif": "TIFF"}.get(suffix, suffix[1:].upper())
+    options: dict = {
+        "WEBP": {"lossless": True, "exact": True},
+        "TIFF": {"compression": "tiff_adobe_deflate"},
+        "JPEG": {"quality": 95, "subsampling": 0},
+    }.get(name, {})
+    if kind.icc:
+        options["icc_profile"] = kind.icc
+    if "transparency" in image.info:
+        options["transparency"] = image.info["transparency"]
+    buffer = io.BytesIO()
+    with quiet():
+        image.save(buffer, format=name, **options)
+    return buffer.getvalue()
+
+
+def encode_png16(samples: np.ndarray, icc: bytes | None) -> bytes:
+    """A PNG of uint16 samples [H, W, 1…4] (grey, grey + alpha, RGB, RGBA), rows filtered "up"."""
+    height, width, planes = samples.shape
+    rows = np.ascontiguousarray(samples, ">u2").view(np.uint8).reshape(height, -1)  # bytes
+    up = rows.copy()
+    up[1:] -= rows[:-1]
+    filtered = np.concatenate([np.full((height, 1), 2, np.uint8), up], axis=1)
+    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[planes]
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0))]
+    if icc:
+        chunks.append((b"iCCP", b"icc\0\0" + zlib.compress(icc)))
+    chunks += [(b"IDAT", zlib.compress(filtered.tobytes(), 6)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in chunks
+    )
+
+
+def _paletted(values: np.ndarray, alpha: np.ndarray | None) -> Image.Image | None:
+    """8-bit values [H, W, 1 | 3] and alpha [H, W] as a palette image, or None.
+
+    Exact where 256 entries do; else the colours are quantised, with fewer colours until colour and
+    alpha together fit. None if the alpha alone has too many levels.
+    """
+    height, width = values.shape[:2]
+    rgb = np.broadcast_to(values, (height, width, 3))
+    a = np.full((height, width), 255, np.uint8) if alpha is None else alpha
+    for colours in (None, 256, 255, 128, 64, 32):
+        if colours:
+            shown = rgb * (a > 0)[..., None].astype(np.uint8)  # what cannot be seen is one colour
+            quantised = Image.fromarray(shown).quantize(colours, dither=Image.Dither.NONE)
+            shown = np.asarray(quantised.convert("RGB"))
+        else:
+            shown = rgb
+        pixels = np.dstack([shown, a]).astype(np.uint32) @ np.array([1 << 24, 1 << 16, 1 << 8, 1])
+        entries, index = np.unique(pixels, return_inverse=True)
+        if len(entries) <= 256:
+            table = np.stack([entries >> 24, entries >> 16, entries >> 8, entries]).T & 255
+            table = table.astype(np.uint8)  # [entries, RGBA]
+            image = Image.fromarray(index.reshape(height, width).astype(np.uint8))
+            image.putpalette(table[:, :3].tobytes())  # L becomes P
+            if alpha is not None:
+                image.info["transparency"] = table[:, 3].tobytes()
+            return image
+    return None
+
+
+def _rgb_to_cmyk(rgb: np.ndarray) -> np.ndarray:
+    """RGB [H, W, 3] -> CMYK [H, W, 4] with all common grey in K; float in [0, 1]."""
+    white = rgb.max(-1, keepdims=True)  # 1 − K
+    inks = 1 - rgb / np.where(white == 0, 1, white)
+    return np.concatenate([np.where(white == 0, 0, inks), 1 - white], axis=-1)

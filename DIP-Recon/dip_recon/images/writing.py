@@ -1,0 +1,130 @@
+"""Writing an array to a file, in kind with the picture it came from."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..errors import UserError
+from ..files import atomic
+from .encoding import encode, quantise, sample_type
+from .picture import (
+    HOLDS_ALPHA,
+    HOLDS_CMYK,
+    HOLDS_DEEP,
+    HOLDS_ICC,
+    HOLDS_ONE_BIT,
+    HOLDS_PALETTE,
+    MAX_SIDE,
+    WRITABLE,
+    Kind,
+    Picture,
+)
+
+
+def write(path: str | os.PathLike, data: np.ndarray, like: Picture | None = None) -> None:
+    """Write ``data`` [C, H, W], C = 1 or 3, to ``path``; the suffix chooses the format.
+
+    Values are clipped to [0, 1] and rounded. With ``like``, the picture is stored as that one was
+    (depth, palette, 1-bit by threshold, CMYK) and takes its alpha, resized if the size differs, as
+    far as the format holds it; without, 8-bit grey or RGB. A float picture becomes 16-bit in PNG;
+    WebP is written lossless, JPEG at quality 95. Whether it is grey or colour is up to ``data``.
+
+    The file appears whole or not at all. Raises UserError for an unsupported suffix, a missing or
+    unwritable folder, a full disk, a size the format cannot hold; ValueError for a wrong shape or
+    values that are not finite.
+    """
+    path = Path(path)
+    check_writable(path)
+    data = _checked(data)
+    suffix = path.suffix.lower()
+    if max(data.shape) > MAX_SIDE.get(suffix, math.inf):
+        raise UserError(
+            f"{path}: a {suffix} file holds at most {MAX_SIDE[suffix]} pixels a side; "
+            "write .png or .tif instead"
+        )
+    alpha = None
+    kind = Kind("grey" if len(data) == 1 else "rgb")
+    if like is not None:
+        kind = _nearest_kind(like, data, suffix)
+        if like.alpha is not None and suffix in HOLDS_ALPHA:
+            alpha = _alpha_for(like.alpha, data.shape[1:], kind)
+    _replace(path, encode(data.transpose(1, 2, 0), alpha, kind, suffix))
+
+
+def save_png(path: str | os.PathLike, data: np.ndarray) -> None:
+    """Write ``data`` [C, H, W], C = 1 or 3, clipped and rounded, as an 8-bit PNG.
+
+    The same data give the same bytes. The file appears whole or not at all. Raises as ``write``.
+    """
+    data = _checked(data).transpose(1, 2, 0)
+    kind = Kind("grey" if data.shape[-1] == 1 else "rgb")
+    _replace(Path(path), encode(data, None, kind, ".png"))
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Raise UserError if ``write`` could not write to ``path``; to be asked before a long run."""
+    path = Path(path)
+    if path.suffix.lower() not in WRITABLE:
+        raise UserError(
+            f"{path}: cannot write {path.suffix or 'a file without suffix'!r}; "
+            f"end the name in one of {', '.join(WRITABLE)}"
+        )
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give the name of a file")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: there is no folder {path.parent}; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{path}: the folder {path.parent} is not writable; choose another")
+
+
+def _checked(data: np.ndarray) -> np.ndarray:
+    """``data`` as a float array [C, H, W] clipped to [0, 1]; ValueError if it is no picture."""
+    data = np.asarray(data)
+    if data.ndim != 3 or data.shape[0] not in (1, 3) or 0 in data.shape:
+        raise ValueError(f"a picture has the shape [1 or 3, H, W], this is {data.shape}")
+    if not np.isfinite(data).all():
+        raise ValueError("the picture has values that are NaN or infinite")
+    return np.clip(data.astype(np.float64), 0, 1)
+
+
+def _nearest_kind(like: Picture, data: np.ndarray, suffix: str) -> Kind:
+    """The kind of ``like`` for ``data`` [C, H, W], or the nearest that a ``suffix`` file holds."""
+    kind, colours = like.kind, len(data)
+    space, bits, floating = "grey" if colours == 1 else "rgb", kind.bits, kind.floating
+    if (kind.space == "palette" and suffix in HOLDS_PALETTE) or (
+        kind.space == "cmyk" and suffix in HOLDS_CMYK and colours == 3
+    ):
+        space = kind.space
+    if floating and suffix == ".png":
+        bits, floating = 16, False
+    if bits > 8 and suffix not in HOLDS_DEEP:
+        bits, floating = 8, False
+    if bits == 1 and (suffix not in HOLDS_ONE_BIT or colours == 3 or like.alpha is not None):
+        bits = 8
+    icc = kind.icc if suffix in HOLDS_ICC and colours == len(like.data) else None
+    return Kind(space, bits, floating, icc)
+
+
+def _alpha_for(alpha: np.ndarray, size: tuple[int, int], kind: Kind) -> np.ndarray:
+    """``alpha`` [H, W] at ``size`` in the sample type of ``kind``; untouched where it fits."""
+    dtype = sample_type(kind)
+    if alpha.shape == size and alpha.dtype == dtype:
+        return alpha
+    top = 1 if alpha.dtype.kind == "f" else np.iinfo(alpha.dtype).max
+    level = alpha.astype(np.float64) / top
+    if alpha.shape != size:
+        height, width = size
+        image = Image.fromarray(level.astype(np.float32))
+        level = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)).clip(0, 1)
+    return quantise(level, dtype)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Put ``content`` at ``path``, whole or not at all."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)

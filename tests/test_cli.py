@@ -1,0 +1,136 @@
+"""The command: one's own picture in, a restored one out, and the listings."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dip_recon import images, own
+from dip_recon.cli import main
+from dip_recon.models import names
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """The same settings with narrow networks and few iterations."""
+    for name in ("DENOISING", "INPAINTING", "SUPER_RESOLUTION", "DEMO"):
+        options = getattr(own, name)
+        monkeypatch.setattr(own, name, own.replace(options, dim=[8], num_iters=4))
+
+
+def run(*argv):
+    return main([str(a) for a in argv])
+
+
+def test_denoise_gives_the_picture_back_in_kind(tmp_path, picture):
+    grey16 = (picture(1)[0] * 65535).astype(np.uint16)
+    Image.fromarray(grey16).save(tmp_path / "deep.png")
+    alpha = np.full((40, 36), 128, np.uint8)
+    rgba = np.dstack([(np.moveaxis(picture(3, (40, 36)), 0, -1) * 255).astype(np.uint8), alpha])
+    Image.fromarray(rgba).save(tmp_path / "alpha.png")
+    Image.fromarray(picture(1)[0] > 0.5).save(tmp_path / "bits.png")
+    for name in ("deep", "alpha", "bits"):
+        assert run("denoise", tmp_path / f"{name}.png", "-o", tmp_path / f"{name}_out.png") == 0
+        before, after = (images.read(tmp_path / f"{name}{end}.png") for end in ("", "_out"))
+        assert before.kind == after.kind and before.size == after.size
+        assert not np.array_equal(before.data, after.data)
+    assert (images.read(tmp_path / "alpha_out.png").alpha == 128).all()
+
+
+def test_inpaint_and_sr(tmp_path, picture):
+    images.save_png(tmp_path / "x.png", picture(3, (40, 36)))
+    mask = np.ones((1, 40, 36), np.float32)
+    mask[:, :10] = 0
+    images.save_png(tmp_path / "mask.png", mask)
+    images.save_png(tmp_path / "other.png", mask[:, 3:])
+    out = tmp_path / "out.png"
+    assert run("inpaint", tmp_path / "x.png", "--mask", tmp_path / "mask.png", "-o", out) == 0
+    assert images.read(out).data.shape == (3, 40, 36)
+    assert run("sr", tmp_path / "x.png", "--factor", 2, "-o", out) == 0
+    assert images.read(out).data.shape == (3, 80, 72)
+    assert run("inpaint", tmp_path / "x.png", "--mask", tmp_path / "other.png", "-o", out) == 2
+
+
+def test_keep_leaves_a_run_folder_and_refuses_another_picture(tmp_path, picture, capsys):
+    images.save_png(tmp_path / "a.png", picture(3))
+    images.save_png(tmp_path / "b.png", 1 - picture(3))
+    out, kept = tmp_path / "out.png", tmp_path / "kept"
+    assert run("denoise", tmp_path / "a.png", "-o", out, "--keep", kept) == 0
+    assert (kept / "history.csv").is_file() and (kept / "comparison.png").is_file()
+    before = out.read_bytes()
+    assert run("denoise", tmp_path / "b.png", "-o", out, "--keep", kept) == 2
+    assert "--keep" in capsys.readouterr().err and out.read_bytes() == before
+
+
+def test_demo(tmp_path, capsys):
+    assert run("demo", "-o", tmp_path / "demo") == 0
+    said = capsys.readouterr().out
+    for word in ("noisy PSNR", "restored PSNR", "SSIM", "stopped at iteration", "seconds"):
+        assert word in said
+    assert str(tmp_path / "demo/comparison.png") in said
+    assert (tmp_path / "demo/comparison.png").is_file()
+    assert run("demo", "-o", tmp_path / "demo") == 0, "a second demo replaces the first"
+
+
+def test_listings(capsys):
+    assert run("models", "--json") == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert list(rows) == names()
+    assert (
+        rows["DIP_orig"]["parameters"] == 2_217_831 and rows["DIP_2_scaled"]["options"]["dim"] == 64
+    )
+    assert run("upsamplers", "--json", "LPF2", "taps:1,2,1") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["taps"] for row in rows] == [[0.25, 0.5, 0.25]] * 2
+    assert run("data", "list", "--json") == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["bundled"]["here"] and rows["set9"]["files"] == 9
+    for listing in ("models", "upsamplers"):
+        assert run(listing) == 0
+    assert run("data", "list") == 0
+
+
+def test_plot_of_responses(tmp_path):
+    assert run("upsamplers", "LPF4", "kaiser:60,0.4", "--plot", tmp_path / "r.png") == 0
+    assert images.read(tmp_path / "r.png").size > (300, 300)
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["denoise", "{tmp}/none.png", "-o", "{tmp}/out.png"], "none.png"),
+        (["denoise", "{tmp}", "-o", "{tmp}/out.png"], "{tmp}"),
+        (["denoise", "{tmp}/x.png", "-o", "{tmp}/none/out.png"], "none"),
+        (["denoise", "{tmp}/x.png", "-o", "{tmp}/out.xyz"], "out.xyz"),
+        (["denoise", "{tmp}/x.png"], "-o"),
+        (["denoise", "{tmp}/x.png", "-o", "{tmp}/out.png", "--iterations", "0"], "--iterations 0"),
+        (["denoise", "{tmp}/x.png", "-o", "{tmp}/out.png", "--device", "tpu"], "--device tpu"),
+        (["denoise", "{tmp}/tiny.png", "-o", "{tmp}/out.png"], "at least"),
+        (["sr", "{tmp}/x.png", "--factor", "1", "-o", "{tmp}/out.png"], "--factor 1"),
+        (["upsamplers", "LPF7"], "LPF7"),
+        (["upsamplers", "nearest", "--plot", "{tmp}/r.bmpp"], "--plot"),
+        (["upsamplers", "taps:1,x"], "taps:1,x"),
+        (["data", "download", "set99"], "set99"),
+        (["denose"], "denose"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, picture, capsys, argv, message):
+    images.save_png(tmp_path / "x.png", picture(3))
+    images.save_png(tmp_path / "tiny.png", picture(3)[:, :1, :1])
+    before = sorted(tmp_path.rglob("*"))
+    assert run(*(a.format(tmp=tmp_path) for a in argv)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1
+    assert message.format(tmp=tmp_path) in said
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_help_does_not_import_torch():
+    code = "import sys; from dip_recon.cli import build_parser; build_parser().format_help(); "
+    code += "sys.exit('torch' in sys.modules)"
+    folder = Path(__file__).parents[1] / "DIP-Recon"
+    assert subprocess.run([sys.executable, "-c", code], cwd=folder).returncode == 0
