@@ -23,7 +23,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "DIP-Recon"))
 
-from dip_recon import models
 from dip_recon.callbacks import Checkpoints, Evaluation, Lines, Snapshots
 from dip_recon.experiment import prepare, resolve
 from dip_recon.fit import choose, fit, step

@@ -12,6 +12,7 @@ import csv
 import json
 import pickle
 import re
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -50,9 +51,11 @@ def check_writable(folder: Path) -> None:
         here = here.parent
     if not here.is_dir():
         raise UserError(f"{folder}: {here} is a file; choose another --save_folder")
-    with atomic(here / "probe") as probe:
-        probe.write_text("")
-    (here / "probe").unlink()
+    try:
+        with tempfile.TemporaryFile(dir=here):
+            pass
+    except OSError as error:
+        raise cannot_write(folder, error) from error
 
 
 class Run:

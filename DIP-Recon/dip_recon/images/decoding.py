@@ -13,6 +13,8 @@ from ..errors import UserError
 from .picture import MAX_PIXELS, Kind
 from .quiet import quiet_libtiff
 
+Decoded = tuple[np.ndarray, np.ndarray | None, Kind]
+
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
 _TIFF_COLOURS = (
     tifffile.PHOTOMETRIC.MINISWHITE,
@@ -22,9 +24,10 @@ _TIFF_COLOURS = (
 )
 
 
-def decode(path: Path) -> tuple[np.ndarray, np.ndarray | None, Kind]:
+def decode(path: Path) -> Decoded:
     """Samples [H, W, C] as stored (C = 1 or 3; CMYK as float RGB), alpha [H, W] or None, kind."""
-    head = path.open("rb").read(26)
+    with path.open("rb") as file:
+        head = file.read(26)
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         deep = _decode_tiff(path)
         if deep is not None:
@@ -44,17 +47,18 @@ def decode(path: Path) -> tuple[np.ndarray, np.ndarray | None, Kind]:
                 f"{path}: holds {frames} pictures (animated or multi-page); save the one you want "
                 "to a file of its own"
             )
-        if image.format == "PNG" and head[24] in (2, 4) and head[25] == 0:
-            key = image.info.get("transparency")  # Pillow spreads the levels to 0…255, but not it
-            if key is not None:
-                image.info["transparency"] = key * (255 // (2 ** head[24] - 1))
-        # IHDR: depth is byte 24, colour type byte 25 (0 grey, which Pillow keeps at 16 bits).
-        if image.format == "PNG" and head[24] == 16 and head[25] != 0:
-            return _decode_png16(path, image)
+        if image.format == "PNG":
+            depth, colour_type = head[24:]  # of IHDR; type 0 is grey, which Pillow keeps at 16 bits
+            key = image.info.get("transparency")
+            if key is not None and depth in (2, 4) and colour_type == 0:
+                # Pillow spreads the levels to 0…255, but not the one that means transparent.
+                image.info["transparency"] = key * (255 // (2**depth - 1))
+            if depth == 16 and colour_type != 0:
+                return _decode_png16(path, image)
         return _decode_pillow(image)
 
 
-def _decode_pillow(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None, Kind]:
+def _decode_pillow(image: Image.Image) -> Decoded:
     """See ``decode``: pictures of up to 8 bits a sample, and 16-bit grey."""
     icc = image.info.get("icc_profile")
     key = image.info.get("transparency")
@@ -93,7 +97,7 @@ def _decode_pillow(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None, K
     return values, alpha, Kind("grey" if grey else "rgb", icc=icc)
 
 
-def _decode_png16(path: Path, image: Image.Image) -> tuple[np.ndarray, np.ndarray | None, Kind]:
+def _decode_png16(path: Path, image: Image.Image) -> Decoded:
     """See ``decode``: 16-bit PNG with colour or alpha; ``image`` is its header."""
     try:
         import png
@@ -107,9 +111,8 @@ def _decode_png16(path: Path, image: Image.Image) -> tuple[np.ndarray, np.ndarra
         width, height, rows, info = reader.read()
         samples = np.empty((height, width * info["planes"]), np.uint16)
         filled = 0
-        for row in rows:
-            samples[filled] = row
-            filled += 1
+        for filled, row in enumerate(rows, 1):
+            samples[filled - 1] = row
         if filled < height:
             raise ValueError(f"{filled} of {height} rows")
     samples = samples.reshape(height, width, info["planes"])  # [H, W, 2 | 3 | 4]
@@ -124,7 +127,7 @@ def _decode_png16(path: Path, image: Image.Image) -> tuple[np.ndarray, np.ndarra
     return values, alpha, Kind(space, 16, icc=image.info.get("icc_profile"))
 
 
-def _decode_tiff(path: Path) -> tuple[np.ndarray, np.ndarray | None, Kind] | None:
+def _decode_tiff(path: Path) -> Decoded | None:
     """See ``decode``: TIFF of more than 8 bits a sample; None leaves the others to Pillow."""
     with tifffile.TiffFile(path) as tiff:
         pages = [page for page in tiff.pages if not page.is_reduced]  # previews do not count
