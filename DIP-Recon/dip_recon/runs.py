@@ -13,6 +13,7 @@ import json
 import pickle
 import re
 import tempfile
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -128,7 +129,9 @@ class Run:
         if not path.is_file():
             return None
         try:
-            return torch.load(path, map_location=device, weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return torch.load(path, map_location=device, weights_only=True)
         except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
             raise UserError(
                 f"{path}: not a checkpoint of this program; delete it, or use --overwrite"

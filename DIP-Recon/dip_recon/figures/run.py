@@ -110,12 +110,13 @@ def _rectangle(corner, edge, style):
 
 
 def _detail(picture: np.ndarray) -> tuple[int, int, int]:
-    """Top, left and side of the liveliest square, a quarter of the picture's shorter side."""
+    """Top, left and side of the square with most detail, a quarter of the shorter side."""
     grey = picture.mean(-1) if picture.ndim == 3 else picture
+    change = np.hypot(*np.gradient(grey)) if min(grey.shape) > 1 else np.zeros_like(grey)
     side = max(min(grey.shape) // 4, min(8, *grey.shape))
     step = max(side // 4, 1)
     tops = range(0, grey.shape[0] - side + 1, step)
     lefts = range(0, grey.shape[1] - side + 1, step)
-    corners = [(grey[t : t + side, c : c + side].std(), t, c) for t in tops for c in lefts]
+    corners = [(change[t : t + side, c : c + side].mean(), t, c) for t in tops for c in lefts]
     _, top, left = max(corners)
     return top, left, side

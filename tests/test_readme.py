@@ -1,0 +1,59 @@
+"""What the README shows works as it stands there."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dip_recon import images, models
+from dip_recon.flags import parse
+from dip_recon.models import registry
+from dip_recon.options import DenoisingOptions, InpaintingOptions, SuperResolutionOptions
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+def test_python_example(tmp_path, monkeypatch, picture):
+    images.save_png(tmp_path / "noisy.png", picture(3))
+    monkeypatch.chdir(tmp_path)
+    code = next(block for block in PYTHON if "fit(state" in block)
+    assert "iterations=3000" in code
+    names = {}
+    exec(code.replace("iterations=3000", "iterations=2"), names)
+    assert names["restored"].shape == (1, 3, 32, 32)
+
+
+def test_network_recipe(monkeypatch):
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+    code = next(block for block in PYTHON if "@register" in block)
+    exec(code.replace("from .registry", "from dip_recon.models.registry"), {})
+    network = models.build(
+        "Tiny", in_channels=32, out_channels=1, in_size=(9, 7), out_size=(9, 7), dim=4
+    )
+    assert network(torch.zeros(1, 32, 9, 7)).shape == (1, 1, 9, 7)
+
+
+@pytest.mark.parametrize(
+    "script, cls",
+    [
+        ("denoising", DenoisingOptions),
+        ("inpainting", InpaintingOptions),
+        ("super_resolution", SuperResolutionOptions),
+    ],
+)
+def test_commands_are_read(script, cls):
+    commands = re.findall(rf"python {script}\.py (.*(?:(?<=\\)\n.*)*)", README)
+    assert commands
+    for command in commands:
+        options, _, notes = parse(cls, command.replace("\\\n", " ").split(), script)
+        models.get(options.model_type)
+        assert not notes
+
+
+def test_pictures_are_there():
+    for path in re.findall(r"!\[.*?\]\((.*?)\)", README):
+        picture = images.read(Path(__file__).parents[1] / path)
+        assert np.isfinite(picture.data).all()
