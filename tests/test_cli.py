@@ -49,7 +49,9 @@ def test_inpaint_and_sr(tmp_path, picture):
     images.save_png(tmp_path / "other.png", mask[:, 3:])
     out = tmp_path / "out.png"
     assert run("inpaint", tmp_path / "x.png", "--mask", tmp_path / "mask.png", "-o", out) == 0
-    assert images.read(out).data.shape == (3, 40, 36)
+    before, after = (images.read(p).data for p in (tmp_path / "x.png", out))
+    assert np.array_equal(before[:, 10:], after[:, 10:]), "known pixels stay as they were"
+    assert not np.array_equal(before[:, :10], after[:, :10])
     assert run("sr", tmp_path / "x.png", "--factor", 2, "-o", out) == 0
     assert images.read(out).data.shape == (3, 80, 72)
     assert run("inpaint", tmp_path / "x.png", "--mask", tmp_path / "other.png", "-o", out) == 2

@@ -76,6 +76,7 @@ def super_resolution(path: Path, factor: int) -> Job:
 def restore(job: Job, options: Options, given: dict, folder: Path) -> tuple[dict, np.ndarray]:
     """Fit ``job`` in run folder ``folder``; its summary and the restored picture [C, H, W].
 
+    Where a mask says that pixels are known, they are given back as they were.
     A folder that holds an unfinished run of the same picture and settings is gone on with.
     """
     options, _ = resolve(replace(options, **given))
@@ -88,7 +89,11 @@ def restore(job: Job, options: Options, given: dict, folder: Path) -> tuple[dict
         raise UserError(f"--keep {error}") from error
     models.check_size(options.model_type, **network_settings(job, options))
     check_writable(folder)
-    return run_one(job, run, options, Switches(resume=True), lambda line: None)
+    summary, restored = run_one(job, run, options, Switches(resume=True), lambda line: None)
+    if isinstance(job.problem.A, operators.Mask):  # what is known stays as it was
+        known = job.problem.A.mask[0].numpy()
+        restored = known * job.problem.y[0].numpy() + (1 - known) * restored
+    return summary, restored
 
 
 DEMO = replace(
