@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from . import __version__
-from .errors import UserError
+from .errors import UserError, exit_status
 
 
 class _Parser(argparse.ArgumentParser):
@@ -84,22 +84,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """0 done, 2 the user's mistake, 1 ours, 130 interrupted."""
-    argv = sys.argv[1:] if argv is None else argv
-    try:
+
+    def work() -> int | None:
         args = build_parser().parse_args(argv)
-        return args.run(args) or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except FloatingPointError as error:
-        print(f"error: {error}; try --precision fp32", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
+        return args.run(args)
+
+    return exit_status(work)
 
 
 # ---------------------------------------------------------------- one's own picture

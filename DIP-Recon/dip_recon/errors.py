@@ -1,9 +1,11 @@
-"""The one exception that means "the user can mend this", and how names are suggested."""
+"""What goes wrong: the exception that means "the user can mend this", and exit statuses."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
@@ -24,3 +26,25 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     match = difflib.get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.5)
     hint = f"did you mean {lowered[match[0]]!r}? " if match else ""
     return f"{hint}Choices: {', '.join(choices)}"
+
+
+def exit_status(work: Callable[[], int | None], resume: str | None = None) -> int:
+    """Run a program's ``work`` and turn what goes wrong into one line on stderr and a status.
+
+    0 done (or what ``work`` returns), 2 the user's mistake, 1 ours, 130 interrupted. ``resume`` is
+    the command that goes on with an interrupted run.
+    """
+    try:
+        return work() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except FloatingPointError as error:
+        print(f"error: {error}; try --precision fp32", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted" + (f"; to go on: {resume}" if resume else ""), file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `| head`: nobody reads on; do not complain again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

@@ -27,7 +27,7 @@ from .callbacks import (
     finite,
     peak_memory,
 )
-from .errors import UserError
+from .errors import UserError, exit_status
 from .fit import LOSSES, Backtracking, Result, State, choose, fit, make_optimizer
 from .flags import Switches, parse
 from .inputs import channels_of, make_input
@@ -314,21 +314,9 @@ def main(cls: type[Options], argv: list[str] | None = None) -> int:
     """An entry script's main: parse, run, and turn what went wrong into a line and a status."""
     prog = Path(sys.argv[0]).name
     argv = sys.argv[1:] if argv is None else argv
-    return guarded(lambda: run_all(*parse(cls, argv, prog)) is None, f"python {prog}", argv)
+    again = shlex.join([*argv, *([] if "--resume" in argv else ["--resume"])])
 
+    def work() -> None:
+        run_all(*parse(cls, argv, prog))
 
-def guarded(work: Callable[[], object], prog: str, argv: list[str]) -> int:
-    """Run ``work``: 0 done, 2 the user's mistake, 1 ours, 130 interrupted."""
-    try:
-        work()
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except FloatingPointError as error:
-        print(f"error: {error}; try --precision fp32 or a smaller --lr", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        again = [*argv, *([] if "--resume" in argv else ["--resume"])]
-        print(f"\ninterrupted; to go on: {prog} {shlex.join(again)}", file=sys.stderr)
-        return 130
+    return exit_status(work, f"python {prog} {again}")
