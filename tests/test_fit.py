@@ -5,7 +5,16 @@ import torch
 
 from dip_recon.callbacks import Evaluation
 from dip_recon.errors import UserError
+    OPTIMIZERS,
+    Backtracking,
+    bf16_available,
+    choose,
+    fit,
+    make_optimizer,
+    step,
+)
 from dip_recon.fit import (
+    LOSSES,
     OPTIMIZERS,
     Backtracking,
     bf16_available,
@@ -97,6 +106,13 @@ def test_total_variation_smooths(fresh):
         return float(out.diff(dim=-1).abs().mean())
 
     assert roughness(5.0) < 0.8 * roughness(0.0)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_take_what_an_operator_may_give(fresh, name):
+    state = fresh(loss_fn=LOSSES[name])
+    state.problem.A = lambda x: 1.2 * x - 0.1  # beyond [0, 1], as Lanczos does
+    assert torch.isfinite(fit(state, 3).out).all()
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -142,7 +142,7 @@ class Checkpoints:
 
     def restore(self, state: State) -> bool:
         """Put ``state`` and the rows back to where the last checkpoint was; False if none is."""
-        saved = self.run.load_checkpoint(state.z.device)
+        saved = self.run.load_checkpoint()
         if saved is None:
             return False
         state.load_state_dict(saved["state"])

@@ -22,7 +22,9 @@ from .stopping import Fixed
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": nn.functional.mse_loss,
     "l1": nn.functional.l1_loss,
-    "bce": nn.functional.binary_cross_entropy,
+    "bce": lambda measured, y: nn.functional.binary_cross_entropy(
+        measured.clamp(0, 1), y.clamp(0, 1)
+    ),
 }
 OPTIMIZERS = ("adam", "adamw", "radam", "rmsprop", "sgd")
 
@@ -156,11 +158,23 @@ class State:
         }
 
     def load_state_dict(self, saved: dict) -> None:
+        """Go on where ``saved``, with its tensors on the CPU, was; they move where ours are."""
+        device = self.z.device
         for key in self.PLAIN:
-            setattr(self, key, saved[key])
-        self.generator.set_state(saved["generator"].cpu())
+            setattr(self, key, _moved(saved[key], device))
+        self.generator.set_state(saved["generator"])
         for key, part in self._parts().items():
-            part.load_state_dict(saved[key])
+            # the optimiser puts its own state where it wants it: step counts stay on the CPU
+            part.load_state_dict(saved[key] if key == "optimizer" else _moved(saved[key], device))
+
+
+def _moved(value, device: torch.device):
+    """``value`` with the tensors in it, in dicts and lists too, on ``device``."""
+    if isinstance(value, dict):
+        return {k: _moved(v, device) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_moved(v, device) for v in value]
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 @dataclass

@@ -91,7 +91,7 @@ def restore(job: Job, options: Options, given: dict, folder: Path) -> tuple[dict
     check_writable(folder)
     summary, restored = run_one(job, run, options, Switches(resume=True), lambda line: None)
     if isinstance(job.problem.A, operators.Mask):  # what is known stays as it was
-        known = job.problem.A.mask[0].numpy()
+        known = job.problem.A.mask[0].cpu().numpy()
         restored = known * job.problem.y[0].numpy() + (1 - known) * restored
     return summary, restored
 

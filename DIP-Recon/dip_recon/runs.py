@@ -123,15 +123,19 @@ class Run:
         with atomic(self.folder / "checkpoint.pt") as path:
             torch.save(state, path)
 
-    def load_checkpoint(self, device: torch.device) -> dict | None:
-        """The saved state, None if there is none; a broken or foreign file is a UserError."""
+    def load_checkpoint(self) -> dict | None:
+        """The saved state with its tensors on the CPU, None if there is none.
+
+        Raises:
+            UserError: the file is broken, or not a checkpoint.
+        """
         path = self.folder / "checkpoint.pt"
         if not path.is_file():
             return None
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return torch.load(path, map_location=device, weights_only=True)
+                return torch.load(path, map_location="cpu", weights_only=True)
         except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
             raise UserError(
                 f"{path}: not a checkpoint of this program; delete it, or use --overwrite"
