@@ -5,14 +5,6 @@ import torch
 
 from dip_recon.callbacks import Evaluation
 from dip_recon.errors import UserError
-    OPTIMIZERS,
-    Backtracking,
-    bf16_available,
-    choose,
-    fit,
-    make_optimizer,
-    step,
-)
 from dip_recon.fit import (
     LOSSES,
     OPTIMIZERS,
