@@ -8,7 +8,7 @@ demo: .venv/installed
 	$(BIN)/dip-recon demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -q
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -49,7 +49,7 @@ def state(name: str, options: dict, size: int, precision: str):
 
 def plain_step(s) -> None:
     """The published loop's step, float32 throughout."""
-    z = s.z + torch.randn(s.z.shape) * s.jitter
+    z = s.z + torch.randn_like(s.z) * s.jitter
     s.optimizer.zero_grad()
     out = s.network(z)
     loss = torch.nn.functional.mse_loss(out, s.problem.y)

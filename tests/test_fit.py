@@ -36,11 +36,13 @@ def test_same_seed_same_result_and_callbacks_change_nothing(fresh):
 
 
 @pytest.mark.parametrize("rule", ["fixed", "ES-WMV", "ES-EMV"])
-@pytest.mark.parametrize("backtracking", [None, 1.0])
+@pytest.mark.parametrize("backtracking", [None, 0.0001])
 def test_resumed_is_identical(fresh, tmp_path, rule, backtracking):
     def make():
         undo = Backtracking(backtracking, 0.9) if backtracking else None
-        return fresh(rule=rule, backtracking=undo, patience=5)
+        state = fresh(rule=rule, backtracking=undo, patience=8)
+        state.stopping.start = 5
+        return state
 
     whole = make()
     expected = fit(whole, 30)
@@ -51,6 +53,8 @@ def test_resumed_is_identical(fresh, tmp_path, rule, backtracking):
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     result = fit(resumed, 30)
     assert resumed.iteration == whole.iteration
+    if backtracking:
+        assert whole.backtracking.count == resumed.backtracking.count > 0
     for name in ("out", "ema", "stopped"):
         assert torch.equal(getattr(result, name), getattr(expected, name))
 
@@ -127,7 +131,7 @@ def test_backtracking_restores_weights_and_moments(fresh):
     def tensors():
         return [t.clone() for t in undo._tensors(state)]
 
-    before, average = tensors(), state.smoothed.clone()
+    before = tensors()
     step(state)  # notes ``before`` as good, then moves on
     with torch.no_grad():
         for p in state.network.parameters():

@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import struct
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -498,5 +499,8 @@ def test_a_device_that_is_full(tmp_path, monkeypatch):
 
 
 def test_unwritable_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
-    refused(lambda: images.write(tmp_path / "a.png", SMOOTH), "a.png", "not writable")
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)  # root may write anywhere
+    refused(lambda: images.write(tmp_path / "a.png", SMOOTH), "a.png", "Permission denied")

@@ -205,7 +205,7 @@ def _iteration(run):
     """The iteration of the last line of history.csv, which is written with every checkpoint."""
     try:
         return int(Run(run).history()[-1]["iteration"])
-    except (OSError, IndexError, ValueError):
+    except UserError:
         return 0
 
 

@@ -91,17 +91,21 @@ def test_memory_is_bounded_by_the_samples():
 def test_resumed_rule_decides_alike(name, tmp_path):
     whole = stopping.make(name, patience=12, window=5)
     first, second = (stopping.make(name, patience=12, window=5) for _ in range(2))
+    for rule in (whole, first, second):
+        rule.start = 5
+        rule.samples = 40  # of 64: the same ones are picked again
     for i, out in outputs(100):
         decided = whole.update(i, out, out)
-        if i < 23:
+        if i < 36:  # between the minimum and the end
             first.update(i, out, out)
             continue
-        if i == 23:
+        if i == 36:
             torch.save(first.state_dict(), tmp_path / "rule.pt")
             second.load_state_dict(torch.load(tmp_path / "rule.pt", weights_only=True))
         assert second.update(i, out, out) == decided
         if decided:
             break
+    assert decided == (name != "fixed")
     assert second.iteration == whole.iteration and torch.equal(second.picture, whole.picture)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import signal
-import time
 from collections.abc import Callable
 from contextlib import contextmanager
 
@@ -12,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from . import images, metrics
-from .fit import State
+from .fit import State, check_finite
 from .runs import Run
 
 
@@ -26,7 +25,6 @@ class Evaluation:
     def __init__(self, every: int, ssim_every: int) -> None:
         self.every, self.ssim_every = every, ssim_every
         self.rows: list[dict] = []
-        self.seconds = 0.0
 
     def __call__(self, state: State) -> None:
         if (state.iteration - 1) % self.every == 0 or (state.iteration - 1) % self.ssim_every == 0:
@@ -34,7 +32,7 @@ class Evaluation:
 
     def measure(self, state: State) -> dict:
         """Append the row of the present iteration, unless it is there, and return it."""
-        began = time.perf_counter()
+        check_finite(state)
         i, x = state.iteration - 1, state.problem.x
         if self.rows and self.rows[-1]["iteration"] == i:
             return self.rows[-1]
@@ -47,12 +45,15 @@ class Evaluation:
             if i % self.ssim_every == 0:
                 row["ssim_gt_sm"] = metrics.ssim(state.smoothed, x)
         self.rows.append(row)
-        self.seconds += time.perf_counter() - began
         return row
 
     def oracle(self) -> tuple[float, int]:
-        """Best PSNR of the moving average against ground truth, and the iteration it was at."""
-        best = max(self.rows, key=lambda row: row["psnr_gt_sm"])
+        """Best PSNR of the moving average against ground truth, and the iteration it was at.
+
+        Over every ``every``-th iteration and the last: lines printed in between do not count.
+        """
+        rows = [row for row in self.rows[:-1] if row["iteration"] % self.every == 0]
+        best = max([*rows, self.rows[-1]], key=lambda row: row["psnr_gt_sm"])
         return best["psnr_gt_sm"], best["iteration"]
 
 
@@ -114,6 +115,7 @@ class Snapshots:
     def __call__(self, state: State) -> None:
         i = state.iteration - 1
         if i in self.iterations:
+            check_finite(state)
             picture = state.smoothed[0].clamp(0, 1).cpu().numpy()
             images.save_png(self.run.folder / "snapshots" / f"{i:05d}.png", picture)
 
@@ -136,6 +138,7 @@ class Checkpoints:
             raise KeyboardInterrupt
 
     def save(self, state: State) -> None:
+        check_finite(state)
         rows = self.evaluation.rows
         self.run.save_checkpoint({"state": state.state_dict(), "rows": rows})
         self.run.write_history(rows)
@@ -145,7 +148,10 @@ class Checkpoints:
         saved = self.run.load_checkpoint()
         if saved is None:
             return False
-        state.load_state_dict(saved["state"])
+        try:
+            state.load_state_dict(saved["state"])
+        except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise self.run.bad_checkpoint() from error
         self.evaluation.rows = saved["rows"]
         return True
 

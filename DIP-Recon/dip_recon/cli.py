@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from . import __version__
@@ -40,7 +41,8 @@ def build_parser() -> argparse.ArgumentParser:
             )
         if name == "sr":
             command.add_argument("--factor", type=int, default=4, help="times larger (default 4)")
-        command.add_argument("--iterations", type=int, help="at most (it stops by itself before)")
+        stop = " at most; it stops by itself" if name == "denoise" else ", as many as are run"
+        command.add_argument("--iterations", type=int, help=f"iterations{stop}")
         command.add_argument("--seed", type=int, default=7)
         command.add_argument("--device", default="auto", help="auto, cpu or cuda")
         command.add_argument("--precision", default="auto", help="auto, fp32 or bf16")
@@ -73,7 +75,10 @@ def build_parser() -> argparse.ArgumentParser:
     action.add_argument("--json", action="store_true")
     action.set_defaults(run=_data_list)
     for name, run in (("download", _data_download), ("verify", _data_verify)):
-        action = sets.add_parser(name)
+        text = {"download": "fetch a set", "verify": "compare a set with its published hashes"}[
+            name
+        ]
+        action = sets.add_parser(name, help=text)
         action.add_argument("name")
         action.add_argument("--root", type=Path, help="folder the sets are in")
         if name == "download":
@@ -89,7 +94,8 @@ def main(argv: list[str] | None = None) -> int:
         args = build_parser().parse_args(argv)
         return args.run(args)
 
-    return exit_status(work)
+    again = shlex.join(["dip-recon", *argv]) if "--keep" in argv else None
+    return exit_status(work, again)
 
 
 # ---------------------------------------------------------------- one's own picture
@@ -110,7 +116,8 @@ def _inpaint(args) -> None:
 def _enlarge(args) -> None:
     from . import own
 
-    _restore(args, own.super_resolution(args.picture, args.factor), own.SUPER_RESOLUTION)
+    options = replace(own.SUPER_RESOLUTION, sr_factor=args.factor)
+    _restore(args, own.super_resolution(args.picture, args.factor), options)
 
 
 def _restore(args, job, options) -> None:
@@ -121,11 +128,19 @@ def _restore(args, job, options) -> None:
         if args.iterations < 1:
             raise UserError(f"--iterations {args.iterations}: must be at least 1")
         given["num_iters"] = args.iterations
+    if args.keep is not None and not args.keep.name:
+        raise UserError("--keep: give a folder's name")
     images.check_writable(args.output)
+    for given_path in (args.picture, getattr(args, "mask", None)):
+        if given_path and args.output.exists() and args.output.samefile(given_path):
+            raise UserError(f"--output {args.output}: would replace {given_path}; choose another")
     with tempfile.TemporaryDirectory() as temporary:
         summary, restored = own.restore(job, options, given, args.keep or Path(temporary))
         images.write(args.output, restored, like=job.like)
-    print(f"{args.output}: {summary['iterations']} iterations, {summary['seconds']:.0f} s")
+    done = f"picture of iteration {summary['stop_iteration']}, {summary['iterations']} run"
+    print(f"{args.output}: {done}, {summary['seconds']:.0f} s")
+    if options.stopping != "fixed" and not summary["stopped_by_rule"]:
+        print("it had not settled by then: more --iterations may be better")
 
 
 def _demo(args) -> None:

@@ -23,7 +23,9 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     """
     choices = [str(c) for c in choices]
     lowered = {c.lower(): c for c in choices}
-    match = difflib.get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.5)
+    match = [
+        c for c in lowered if name and c.startswith(str(name).lower())
+    ] or difflib.get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.5)
     hint = f"did you mean {lowered[match[0]]!r}? " if match else ""
     return f"{hint}Choices: {', '.join(choices)}"
 
@@ -34,10 +36,13 @@ def exit_status(work: Callable[[], int | None], resume: str | None = None) -> in
     0 done (or what ``work`` returns), 2 the user's mistake, 1 ours, 130 interrupted. ``resume`` is
     the command that goes on with an interrupted run.
     """
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no reason
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     try:
         return work() or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", str(error).replace("\n", " "), file=sys.stderr)
         return 2
     except FloatingPointError as error:
         print(f"error: {error}; try --precision fp32", file=sys.stderr)
@@ -45,6 +50,19 @@ def exit_status(work: Callable[[], int | None], resume: str | None = None) -> in
     except KeyboardInterrupt:
         print("\ninterrupted" + (f"; to go on: {resume}" if resume else ""), file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `| head`: nobody reads on; do not complain again at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # `| head`: nobody reads on
+        silence_stdout()
         return 0
+    except OSError as error:
+        print(f"error: {error.filename or 'input or output'}: {error.strerror}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or "memory" in str(error)):
+            raise
+        print("error: not enough memory; a smaller picture or a narrower network", file=sys.stderr)
+        return 1
+
+
+def silence_stdout() -> None:
+    """Send what is still printed nowhere, after the reader of a pipe has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

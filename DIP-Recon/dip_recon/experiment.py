@@ -7,10 +7,13 @@ looked at for all pictures before the first file is written.
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import platform
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -27,7 +30,8 @@ from .callbacks import (
     finite,
     peak_memory,
 )
-from .errors import UserError, exit_status
+from .errors import UserError, exit_status, silence_stdout
+from .files import cannot_write
 from .fit import LOSSES, Backtracking, Result, State, choose, fit, make_optimizer
 from .flags import Switches, parse
 from .inputs import channels_of, make_input
@@ -54,7 +58,7 @@ def resolve(o: Options) -> tuple[Options, str | None]:
     entry = models.get(o.model_type)
     given = o.network_options()
     used = entry.resolve({k: v for k, v in given.items() if k in entry.options})
-    unused = [name for name in given if name not in entry.options]
+    unused = [k for k, v in given.items() if k not in entry.options and entry.fixed.get(k) != v]
     unused += [name for name in ("in_size", "out_chns") if getattr(o, name)]
     names = [f"--{k} {words(v if isinstance(v := getattr(o, k), list) else [v])}" for k in unused]
     note = f"{o.model_type} does not use {' '.join(names)}" if names else None
@@ -85,20 +89,34 @@ def network_settings(job: Job, o: Options) -> dict:
     return {"in_channels": in_channels, "out_channels": channels, **sizes, **given}
 
 
+NOISY_INPUT = 25.0  # sigma of ``--noise_method noisy_image`` where the task itself adds no noise
+
+
+def input_picture(o: Options) -> Path:
+    """The file that ``--input_image_name`` means: a path, or one of the pictures at hand."""
+    path = Path(o.input_image_name)
+    if path.is_file():
+        return path
+    for item in data.resolve(o.folder_path):
+        if o.input_image_name in (item.name, item.path.name):
+            return item.path
+    beside = Path(o.folder_path) / o.input_image_name
+    if beside.is_file():
+        return beside
+    raise UserError(f"--input_image_name {path}: neither a file nor a picture of {o.folder_path}")
+
+
 def network_input(job: Job, o: Options, settings: dict) -> torch.Tensor:
     """z [1, c, h, w] on the CPU, as ``--noise_method`` says."""
     picture = None
     if o.noise_method in ("image", "noisy_image"):
-        path = Path(o.input_image_name)
-        if not path.is_file():
-            path = Path(o.folder_path) / o.input_image_name
-        picture = load(path, o)
+        picture = load(input_picture(o), o)
         if o.noise_method == "noisy_image":
             rng = np.random.RandomState(o.seed + 1)
-            picture = noise.add_gaussian(picture, getattr(o, "noise_sigma", 25.0), rng)
+            picture = noise.add_gaussian(picture, getattr(o, "noise_sigma", NOISY_INPUT), rng)
         if picture.shape[0] != job.problem.channels:
             raise UserError(
-                f"--input_image_name {path}: has {picture.shape[0]} channels, "
+                f"--input_image_name {o.input_image_name}: has {picture.shape[0]} channels, "
                 f"{job.name} has {job.problem.channels}"
             )
     return make_input(
@@ -114,6 +132,8 @@ def network_input(job: Job, o: Options, settings: dict) -> torch.Tensor:
 
 def prepare(job: Job, o: Options, device: torch.device, precision: str) -> State:
     """A fresh state for this picture: network, input, optimiser and rule, as the options say."""
+    if precision == "fp32":  # cuDNN's default is TF32, 10 bits of mantissa
+        torch.backends.cudnn.allow_tf32 = False
     settings = network_settings(job, o)
     weights = generator(o.seed, "weights")
     network = models.build(o.model_type, **settings, generator=weights).to(device)
@@ -152,7 +172,10 @@ def configuration(o: Options, job: Job, device: torch.device, precision: str) ->
         "numpy": np.__version__,
     }
     chosen = {**asdict(o), "device": device.type, "precision": precision}
-    picture = {"image": job.name, "picture_sha256": job.digest}
+    digest = job.digest
+    if o.noise_method in ("image", "noisy_image"):
+        digest += hashlib.sha256(input_picture(o).read_bytes()).hexdigest()
+    picture = {"image": job.name, "picture_sha256": digest}
     return {**chosen, **picture, "versions": versions}
 
 
@@ -187,6 +210,9 @@ def run_one(
     evaluation.measure(state)
     run.write_history(evaluation.rows)
     restored = result.restored[0].cpu().numpy()
+    if job.keep_known:
+        known = job.problem.A.mask[0].numpy()
+        restored = known * job.problem.y[0].numpy() + (1 - known) * restored
     images.write(run.folder / "restored.png", restored, like=job.like)
     summary = summarise(job, o, state, result, baseline, evaluation)
     run.write_result(summary)
@@ -246,7 +272,9 @@ def run_all(o: Options, switches: Switches, notes: list[str] = ()) -> list[dict]
     folder = method_folder(o.save_folder, o.task, o.model_type, o.special)
     device, precision = choose(o.device, o.precision)
     items = data.resolve(o.folder_path)
-    runs = [Run(folder / safe_name(item.name)) for item in items]
+    if switches.resume and switches.overwrite:
+        raise UserError("--resume --overwrite: give one of the two")
+    runs = [Run(folder / name) for name in _folder_names([item.name for item in items])]
     for item, run in zip(items, runs, strict=True):
         job = make_job(item, o)
         settings = network_settings(job, o)
@@ -263,13 +291,7 @@ def run_all(o: Options, switches: Switches, notes: list[str] = ()) -> list[dict]
         print("\n".join(header))
         return []
     make_folder(folder)
-    with (folder / "log.txt").open("a", encoding="utf-8") as log:
-
-        def say(line: str) -> None:
-            Progress.write(line)
-            log.write(line + "\n")
-            log.flush()
-
+    with _log(folder / "log.txt") as say:
         for line in header:
             say(line)
         summaries = []
@@ -289,13 +311,54 @@ def run_all(o: Options, switches: Switches, notes: list[str] = ()) -> list[dict]
     return summaries
 
 
+def _folder_names(names: list[str]) -> Iterator[str]:
+    """Safe folder names, one each even where letters' case or odd characters made them alike."""
+    taken: set[str] = set()
+    for name in map(safe_name, names):
+        candidates = itertools.chain([name], (f"{name}_{n}" for n in itertools.count(2)))
+        free = next(c for c in candidates if c.casefold() not in taken)
+        taken.add(free.casefold())
+        yield free
+
+
+@contextmanager
+def _log(path: Path) -> Iterator[Callable[[str], None]]:
+    """Yield a function that prints a line and appends it to ``path``."""
+    quiet = False
+
+    def say(line: str) -> None:
+        nonlocal quiet
+        try:
+            if not quiet:
+                Progress.write(line)
+        except BrokenPipeError:  # `| head`: the run goes on, the log has it all
+            quiet = True
+            silence_stdout()
+        try:
+            log.write(line + "\n")
+            log.flush()
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+    try:
+        log = path.open("a", encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    try:
+        yield say
+    finally:
+        with suppress(OSError):
+            log.close()
+
+
 def _header(o: Options, notes: list[str], items: list, device, precision: str) -> list[str]:
     lines = ["------------ Options -------------"]
     lines += [f"{k}: {v}" for k, v in asdict(o).items() if v not in (None, [])]
     lines += ["-------------- End ----------------"]
     lines += [f"note: {note}" for note in notes]
     names = ", ".join(item.name for item in items[:12]) + (" …" if len(items) > 12 else "")
-    lines += [f"{len(items)} pictures: {names}", f"on {device.type} in {precision}"]
+    many = "s" * (len(items) != 1)
+    lines += [f"{len(items)} picture{many}: {names}", f"on {device.type} in {precision}"]
     return lines
 
 
@@ -314,7 +377,8 @@ def main(cls: type[Options], argv: list[str] | None = None) -> int:
     """An entry script's main: parse, run, and turn what went wrong into a line and a status."""
     prog = Path(sys.argv[0]).name
     argv = sys.argv[1:] if argv is None else argv
-    again = shlex.join([*argv, *([] if "--resume" in argv else ["--resume"])])
+    kept = [word for word in argv if word not in ("--resume", "--overwrite")]
+    again = shlex.join([*kept, "--resume"])
 
     def work() -> None:
         run_all(*parse(cls, argv, prog))

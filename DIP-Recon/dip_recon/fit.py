@@ -141,6 +141,11 @@ class State:
     smoothed: Tensor | None = None
     loss: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        orders = (torch.contiguous_format, torch.channels_last)
+        if not any(self.z.is_contiguous(memory_format=order) for order in orders):
+            self.z = self.z.contiguous()  # a window into a larger tensor
+
     PLAIN: ClassVar = ("iteration", "seconds", "stopped", "out", "smoothed", "loss")
 
     def _parts(self) -> dict:
@@ -253,17 +258,22 @@ def fit(state: State, iterations: int, callbacks: Sequence[Callable[[State], Non
         state.seconds = time.perf_counter() - began
         for callback in callbacks:
             callback(state)
-    if state.out is None or not torch.isfinite(state.loss):
-        raise FloatingPointError(f"the loss is not a finite number at iteration {state.iteration}")
+    check_finite(state)
     rule = state.stopping
     pictures = (p.clamp(0, 1) for p in (state.out, state.smoothed, rule.picture))
     return Result(*pictures, rule.iteration, state.iteration, state.seconds, state.stopped)
 
 
+def check_finite(state: State) -> None:
+    """Raise FloatingPointError if the fit has left the numbers; waits for the device."""
+    if state.out is None or not torch.isfinite(state.loss) or not torch.isfinite(state.out).all():
+        raise FloatingPointError(f"the fit is no finite number at iteration {state.iteration}")
+
+
 def bf16_available(device: torch.device | str) -> bool:
     """Whether this device multiplies bfloat16 in hardware."""
     if torch.device(device).type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="replace") as cpuinfo:
             flags = cpuinfo.read()

@@ -25,6 +25,7 @@ OFF = {
     "Lipschitz_constant": (0,),
     "Lipschitz_reg": (0,),
     "num_power_iterations": (0,),
+    "need_dropout": ("false", "no", "f", "n", 0),
 }
 # … and the flags that only matter while one of those is on.
 DEPENDENT = {"freq_loss_func": "freq_lbda", "morph_lbda": "prune_type", "min_tau": "prune_type"}
@@ -43,12 +44,20 @@ def _number(text) -> float:
 
 
 def _integer(text) -> int:
+    if isinstance(text, bool):
+        raise ValueError("a truth value is no number")
     if float(text) != int(float(text)):
         raise ValueError("give a whole number")
     return int(float(text))
 
 
-READERS = {bool: _boolean, float: _number, int: _integer, str: str}
+def _text(text) -> str:
+    if not isinstance(text, str | int | float) or isinstance(text, bool):
+        raise ValueError("not a text")
+    return str(text)
+
+
+READERS = {bool: _boolean, float: _number, int: _integer, str: _text}
 
 
 def convert(f: dataclasses.Field, value):
@@ -59,10 +68,12 @@ def convert(f: dataclasses.Field, value):
         if many:
             parts = value if isinstance(value, list | tuple) else str(value).split()
             return [read(v) for v in parts]
-        return None if value is None else read(value)
+        if value is None and f.default is None:
+            return None
+        return read(value)
     except (ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
-        kind = {int: "a whole number", float: "a number", bool: "True or False"}
-        wanted = kind.get(f.metadata.get("kind"), "another value")
+        kind = {int: "a whole number", float: "a number", bool: "True or False", str: "a word"}
+        wanted = kind[f.metadata.get("kind", str)]
         raise UserError(f"--{f.name} {value}: give {wanted}") from error
 
 
@@ -135,7 +146,34 @@ def parse(cls: type[Options], argv: list[str], prog: str) -> tuple[Options, Swit
     notes = [note for name in list(given) for note in _published(cls, name, given, fields)]
     options = cls(**{k: convert(fields[k], v) for k, v in given.items()})
     options.validate()
+    notes += _idle(options, given)
     return options, Switches(args.resume, args.overwrite, args.dry_run), notes
+
+
+def _idle(o: Options, given: dict) -> list[str]:
+    """A note for each option that was given but has no effect beside the others."""
+    noise_input = o.noise_method == "noise"
+    picture_input = o.noise_method in ("image", "noisy_image")
+    needs = {
+        "patience": (o.stopping != "fixed", "--stopping ES-WMV or ES-EMV"),
+        "window": (o.stopping == "ES-WMV", "--stopping ES-WMV"),
+        "gamma": (o.decay_lr, "--decay_lr True"),
+        "step_size": (o.decay_lr, "--decay_lr True"),
+        "backtracking_lr": (o.backtracking > 0, "--backtracking"),
+        "input_scale": (noise_input, "--noise_method noise"),
+        "noise_type": (noise_input, "--noise_method noise"),
+        "input_image_name": (picture_input, "--noise_method image or noisy_image"),
+        "decay": (o.optimizer == "adamw", "--optimizer adamw"),
+        "noise_sigma": (
+            o.task == "denoising" and not getattr(o, "poisson_scale", 0),
+            "--task denoising without --poisson_scale",
+        ),
+    }
+    return [
+        f"--{name} has no effect without {what}"
+        for name, (used, what) in needs.items()
+        if name in given and not used
+    ]
 
 
 _COMMAND = ("config", "resume", "overwrite", "dry_run")
@@ -154,7 +192,7 @@ def _published(cls: type[Options], name: str, given: dict, fields: dict) -> list
     if name in OFF:
         try:
             off = _number(value) in OFF[name]
-        except ValueError:
+        except (ValueError, TypeError, ZeroDivisionError):
             off = str(value).lower() in OFF[name]
         if not off:
             raise UserError(f"--{name} {value}: not supported; leave it at {OFF[name][0]}")
@@ -169,7 +207,7 @@ def _read_yaml(path: str, known: list[str]) -> dict:
         loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         line = str(error).splitlines()[0]
         raise UserError(f"--config {path}: not a YAML file ({line})") from error
     if not isinstance(loaded, dict):

@@ -290,7 +290,8 @@ def mask_from_picture(array: np.ndarray, size: tuple[int, int] | None = None) ->
     """A mask [1, H, W], float32, from its picture [C, H, W] or [H, W] in [0, 1]: white = known.
 
     Known is what lies above 0.5 in the mean over channels. ``size`` is the (H, W) of the picture
-    it goes with. Raises UserError if that differs, or if nothing is known.
+    it goes with. Raises UserError if that differs, if nothing is known, or if more than a
+    twentieth of it is neither black nor white.
     """
     array = np.asarray(array)
     array = array[None] if array.ndim == 2 else array
@@ -299,7 +300,10 @@ def mask_from_picture(array: np.ndarray, size: tuple[int, int] | None = None) ->
             f"the mask is {array.shape[-2]}×{array.shape[-1]} but the picture {size[0]}×{size[1]}: "
             "give one of the same size"
         )
-    mask = (array.mean(axis=0, keepdims=True) > 0.5).astype(np.float32)
+    grey = array.mean(axis=0, keepdims=True)
+    if np.mean((grey > 0.1) & (grey < 0.9)) > 0.05:  # JPEG blurs the edges of a mask, no more
+        raise UserError("not a mask: it must be black (missing) and white (known)")
+    mask = (grey > 0.5).astype(np.float32)
     if not mask.any():
         raise UserError("the mask picture is all black: no pixel is known (white means known)")
     return mask

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass, field
 
 from .errors import UserError, nearest
@@ -33,20 +34,38 @@ class Options:
     crop: list[int] = option([], "cut H W from the middle first", kind=int, at_least=1)
     # network
     model_type: str = option("DIP_2_scaled", "network by name: see `dip-recon models`", kind=str)
-    dim: list[int] = option([], "channels a layer (one number, or one a scale)", kind=int)
-    up_dim: list[int] = option([], "channels going up, where they differ", kind=int)
-    skip_dim: list[int] = option([], "channels of the skip branches", kind=int)
+    dim: list[int] = option(
+        [], "channels a layer (one number, or one a scale)", kind=int, at_least=1, at_most=65536
+    )
+    up_dim: list[int] = option(
+        [], "channels going up, where they differ", kind=int, at_least=1, at_most=65536
+    )
+    skip_dim: list[int] = option(
+        [], "channels of the skip branches", kind=int, at_least=0, at_most=65536
+    )
     input_dim: int | None = option(
-        None, "channels of the network input; by default the network's own", kind=int, at_least=1
+        None,
+        "channels of the network input; by default the network's own",
+        kind=int,
+        at_least=1,
+        at_most=65536,
     )
-    num_scales: int | None = option(None, "how often the picture is halved", kind=int, at_least=1)
+    num_scales: int | None = option(
+        None, "how often the picture is halved", kind=int, at_least=1, at_most=16
+    )
     num_skips: int | None = option(
-        None, "skip connections, counted from the deepest", kind=int, at_least=0
+        None, "skip connections, counted from the deepest", kind=int, at_least=0, at_most=16
     )
-    num_layers: int | None = option(None, "layers of a decoder", kind=int, at_least=1)
-    filter_size_down: int | None = option(None, "kernel size going down", kind=int, at_least=1)
-    filter_size_up: int | None = option(None, "kernel size going up", kind=int, at_least=1)
-    filter_skip_size: int | None = option(None, "kernel size of skips", kind=int, at_least=1)
+    num_layers: int | None = option(None, "layers of a decoder", kind=int, at_least=1, at_most=64)
+    filter_size_down: int | None = option(
+        None, "kernel size going down", kind=int, at_least=1, at_most=255
+    )
+    filter_size_up: int | None = option(
+        None, "kernel size going up", kind=int, at_least=1, at_most=255
+    )
+    filter_skip_size: int | None = option(
+        None, "kernel size of skips", kind=int, at_least=1, at_most=255
+    )
     need1x1: bool | None = option(None, "a 1×1 convolution after each going up", kind=bool)
     exact_last: bool | None = option(None, "the last upsampling hits the exact size", kind=bool)
     upsample_mode: str | None = option(
@@ -61,7 +80,6 @@ class Options:
     need_sigmoid: bool | None = option(None, "end with a sigmoid", kind=bool)
     need_tanh: bool | None = option(None, "end with tanh", kind=bool)
     need_relu: bool | None = option(None, "end with ReLU", kind=bool)
-    need_dropout: bool | None = option(None, "dropout of channels after each activation", kind=bool)
     progressive: bool = option(
         False, "decoders start from 1/32 of the size instead of the full size", kind=bool
     )
@@ -72,27 +90,33 @@ class Options:
         "noise", "network input", choices=("noise", "meshgrid", "fourier", "image", "noisy_image")
     )
     noise_type: str = option("u", "u uniform, n normal", choices=("u", "n"))
-    input_scale: float = option(0.1, "factor on the input noise", kind=float, above=0)
+    input_scale: float = option(0.1, "factor on the input noise", kind=float, above=0, at_most=1000)
     input_image_name: str | None = option(
         None,
         "the picture in --folder_path (or a file) that is the input, or whose noisy version is",
     )
     reg_noise_std: float = option(
-        1 / 30, "deviation of the noise added to the input each iteration", kind=float, at_least=0
+        1 / 30,
+        "deviation of the noise added to the input each iteration",
+        kind=float,
+        at_least=0,
+        at_most=1000,
     )
     # optimisation
-    num_iters: int = option(3000, "iterations at most", kind=int, at_least=1)
+    num_iters: int = option(3000, "iterations at most", kind=int, at_least=1, at_most=10**9)
     optimizer: str = option(
         "adam", "optimiser", choices=("adam", "adamw", "radam", "rmsprop", "sgd")
     )
-    lr: float = option(0.01, "learning rate", kind=float, above=0)
+    lr: float = option(0.01, "learning rate", kind=float, above=0, at_most=1000)
     decay_lr: bool = option(
         False, "multiply the learning rate by --gamma every --step_size", kind=bool
     )
     step_size: int = option(50, "iterations between two decays", kind=int, at_least=1)
-    gamma: float = option(0.75, "factor of a decay", kind=float, above=0)
+    gamma: float = option(0.75, "factor of a decay", kind=float, above=0, at_most=10)
     loss_func: str = option("mse", "data term", choices=("mse", "l1", "bce"))
-    tv_weight: float = option(0.0, "weight of the total variation", kind=float, at_least=0)
+    tv_weight: float = option(
+        0.0, "weight of the total variation", kind=float, at_least=0, at_most=10000
+    )
     exp_weight: float = option(
         0.99,
         "weight of the past in the moving average of outputs; 0 for none",
@@ -100,23 +124,34 @@ class Options:
         at_least=0,
     )
     decay: list[float] = option(
-        [0.0, 0.0], "weight decay (adamw alone), and an unused one", kind=float
+        [0.0, 0.0],
+        "weight decay (adamw alone), and an unused one",
+        kind=float,
+        at_least=0,
+        at_most=1000,
     )
     backtracking: float = option(
         0.0,
         "undo a step when the fit falls by more than this many dB; 0 never",
         kind=float,
         at_least=0,
+        at_most=1000,
     )
     backtracking_lr: float = option(
-        0.9, "factor on the learning rate at each such step", kind=float, above=0
+        0.9, "factor on the learning rate at each such step", kind=float, above=0, at_most=1
     )
     # stopping
     stopping: str = option("fixed", "when to stop", choices=("fixed", "ES-WMV", "ES-EMV"))
-    patience: int = option(1000, "iterations without a new minimum", kind=int, at_least=1)
-    window: int = option(100, "outputs in the window of ES-WMV", kind=int, at_least=2)
+    patience: int = option(
+        1000, "iterations without a new minimum", kind=int, at_least=1, at_most=10**9
+    )
+    window: int = option(
+        100, "outputs in the window of ES-WMV", kind=int, at_least=2, at_most=10000
+    )
     # the run
-    seed: int = option(7, "seed of weights, input, noise and jitter", kind=int, at_least=0)
+    seed: int = option(
+        7, "seed of weights, input, noise and jitter", kind=int, at_least=0, at_most=2**32 - 2
+    )
     device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"))
     precision: str = option("auto", "arithmetic", choices=("auto", "fp32", "bf16"))
     save_folder: str = option("runs", "where the run folders go", kind=str)
@@ -143,12 +178,21 @@ class Options:
             raise UserError(
                 f"--exp_weight {self.exp_weight:g}: give a weight below 1, such as 0.99"
             )
+        if not 1 <= len(self.decay) <= 2:
+            raise UserError(f"--decay {words(self.decay)}: give one number, or two")
         if self.batch_size != 1:
             raise UserError(
                 f"--batch_size {self.batch_size}: one picture is fitted at a time; use 1"
             )
         if self.TASKS and self.task not in self.TASKS:
             raise UserError(f"--task {self.task}: {nearest(self.task, self.TASKS)}")
+        for name in ("folder_path", "save_folder"):
+            if not getattr(self, name):
+                raise UserError(f"--{name}: give a path, . for the current folder")
+        if self.special is not None and not re.fullmatch(r"[\w.+=,-]+", self.special):
+            raise UserError(f"--special {self.special}: letters, digits and . + = , - _ only")
+        if max(self.imsize) > 20_000:
+            raise UserError(f"--imsize {words(self.imsize)}: must be at most 20000")
         if len(self.imsize) not in (1, 2) or (self.imsize != [-1] and min(self.imsize) < 1):
             raise UserError(f"--imsize {words(self.imsize)}: give -1, or a height and a width")
         if len(self.crop) > 2:
@@ -170,12 +214,12 @@ NETWORK_OPTIONS = (
     "dim", "up_dim", "skip_dim", "num_scales", "num_skips", "num_layers", "filter_size_down",
     "filter_size_up", "filter_skip_size", "need1x1", "exact_last", "upsample_mode",
     "downsample_mode", "act_func", "norm_func", "pad",
-    "need_sigmoid", "need_tanh", "need_relu", "need_dropout",
+    "need_sigmoid", "need_tanh", "need_relu",
 )  # fmt: skip
 
 # Options that say where results go or how often to look; a run may be resumed under other values.
 NOT_IN_THE_NUMBERS = (
-    "folder_path", "save_folder", "special", "verbose", "iters_print_acc", "eval_every",
+    "folder_path", "save_folder", "special", "verbose", "iters_print_acc",
     "snapshots", "checkpoint_every", "in_size", "out_chns", "batch_size", "versions",
 )  # fmt: skip
 
@@ -186,14 +230,27 @@ class DenoisingOptions(Options):
 
     task: str = option("denoising", "denoising adds noise, real_denoising does not", kind=str)
     noise_sigma: float = option(
-        25.0, "deviation of the Gaussian noise added, on the 0-255 scale", kind=float, at_least=0
+        25.0,
+        "deviation of the Gaussian noise added, on the 0-255 scale",
+        kind=float,
+        at_least=0,
+        at_most=10000,
     )
     poisson_scale: float = option(
-        0.0, "add Poisson noise of this scale instead; 0 for none", kind=float, at_least=0
+        0.0,
+        "add Poisson noise of this scale instead; 0 for none",
+        kind=float,
+        at_least=0,
+        at_most=1,
     )
 
     TASKS = ("denoising", "real_denoising")
     UNUSED = ("mask_type", "zero_fraction", "sr_factor", "sr_kernel_type")
+
+    def validate(self) -> None:
+        super().validate()
+        if 0 < self.poisson_scale < 1e-6:
+            raise UserError(f"--poisson_scale {self.poisson_scale:g}: give 0, or at least 1e-6")
 
 
 @dataclass
@@ -206,7 +263,9 @@ class InpaintingOptions(Options):
         None, "mask picture for --mask_type file, white = known", kind=str
     )
     zero_fraction: float = option(0.5, "fraction of missing pixels", kind=float, at_least=0)
-    mask_seed: int = option(100, "seed of the Bernoulli mask", kind=int, at_least=0)
+    mask_seed: int = option(
+        100, "seed of the Bernoulli mask", kind=int, at_least=0, at_most=2**32 - 2
+    )
 
     TASKS = ("inpainting",)
     UNUSED = ("noise_sigma", "poisson_scale", "sr_factor", "sr_kernel_type")
@@ -231,16 +290,13 @@ class SuperResolutionOptions(Options):
 
     task: str = option("sr", "sr", kind=str)
     num_iters: int = option(2000, "iterations at most", kind=int, at_least=1)
-    sr_factor: int = option(4, "how many times smaller the low-resolution picture is", kind=int)
+    sr_factor: int = option(
+        4, "how many times smaller the low-resolution picture is", kind=int, at_least=2, at_most=16
+    )
     sr_kernel_type: str = option("lanczos2", "downsampling kernel", kind=str)
 
     TASKS = ("sr",)
     UNUSED = ("noise_sigma", "poisson_scale", "mask_type", "zero_fraction")
-
-    def validate(self) -> None:
-        super().validate()
-        if self.sr_factor < 2:
-            raise UserError(f"--sr_factor {self.sr_factor}: give 2, 4 or 8")
 
 
 def words(values) -> str:
@@ -254,8 +310,11 @@ def _check_value(f: dataclasses.Field, value) -> None:
     choices = f.metadata.get("choices")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"--{f.name} {value}: give a finite number")
+    high = f.metadata.get("at_most")
     if low is not None and value < low:
         raise UserError(f"--{f.name} {value:g}: must be at least {low}")
+    if high is not None and value > high:
+        raise UserError(f"--{f.name} {value:g}: must be at most {high}")
     if above is not None and value <= above:
         raise UserError(f"--{f.name} {value:g}: must be above {above}")
     if choices and value not in choices:

@@ -60,7 +60,7 @@ def inpainting(path: Path, mask_path: Path) -> Job:
     A = operators.Mask(mask)
     y = A(tensor(picture.data))
     problem = Problem(y, A, picture.size, name=path.stem)
-    return Job(path.stem, problem, y[0].numpy(), digest + mask_digest, picture)
+    return Job(path.stem, problem, y[0].numpy(), digest + mask_digest, picture, keep_known=True)
 
 
 def super_resolution(path: Path, factor: int) -> Job:
@@ -76,24 +76,23 @@ def super_resolution(path: Path, factor: int) -> Job:
 def restore(job: Job, options: Options, given: dict, folder: Path) -> tuple[dict, np.ndarray]:
     """Fit ``job`` in run folder ``folder``; its summary and the restored picture [C, H, W].
 
-    Where a mask says that pixels are known, they are given back as they were.
     A folder that holds an unfinished run of the same picture and settings is gone on with.
     """
     options, _ = resolve(replace(options, **given))
     options.validate()
     run = Run(folder)
+    config = configuration(options, job, *choose(options.device, options.precision))
     try:
-        config = configuration(options, job, *choose(options.device, options.precision))
         run.check(config, NOT_IN_THE_NUMBERS, resume=True, overwrite=False)
     except UserError as error:
-        raise UserError(f"--keep {error}") from error
+        raise UserError(
+            f"--keep {folder}: holds another run, or a damaged one; choose a new one"
+        ) from error
+    if folder.is_dir() and any(folder.iterdir()) and not run.begun:
+        raise UserError(f"--keep {folder}: holds other files; choose a new folder")
     models.check_size(options.model_type, **network_settings(job, options))
     check_writable(folder)
-    summary, restored = run_one(job, run, options, Switches(resume=True), lambda line: None)
-    if isinstance(job.problem.A, operators.Mask):  # what is known stays as it was
-        known = job.problem.A.mask[0].cpu().numpy()
-        restored = known * job.problem.y[0].numpy() + (1 - known) * restored
-    return summary, restored
+    return run_one(job, run, options, Switches(resume=True), lambda line: None)
 
 
 DEMO = replace(
@@ -109,6 +108,8 @@ DEMO = replace(
 def demo(folder: Path) -> str:
     """Restore a picture that scikit-image ships; returns a table of what came of it."""
     check_writable(folder)
+    if folder.exists() and any(folder.iterdir()) and not Run(folder).begun:
+        raise UserError(f"--output {folder}: holds other files; choose a new folder")
     job = denoising_job(data.resolve(DEMO.folder_path)[0], DEMO)
     print(f"{job.name}, 256×256, Gaussian noise sigma 25; {DEMO.model_type}, {DEMO.stopping}")
     run = Run(folder)

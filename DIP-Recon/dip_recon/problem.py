@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -43,7 +44,8 @@ class Problem:
 
     def to(self, device: torch.device | str) -> Problem:
         """The same problem with its tensors, and its operator where it is a module, on a device."""
-        A = self.A.to(device) if isinstance(self.A, torch.nn.Module) else self.A
+        module = isinstance(self.A, torch.nn.Module)
+        A = copy.deepcopy(self.A).to(device) if module else self.A
         x = None if self.x is None else self.x.to(device)
         return Problem(self.y.to(device), A, self.size, x, self.sigma, self.name)
 

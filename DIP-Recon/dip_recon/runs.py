@@ -9,8 +9,8 @@ Every file is written under a temporary name and renamed.
 from __future__ import annotations
 
 import csv
+import io
 import json
-import pickle
 import re
 import tempfile
 import warnings
@@ -24,6 +24,10 @@ from .errors import UserError
 from .files import atomic, cannot_write
 
 HISTORY = ("iteration", "seconds", "loss", "psnr_noisy", "psnr_gt", "psnr_gt_sm", "ssim_gt_sm")
+FILES = (
+    "config.yaml", "history.csv", "result.json", "checkpoint.pt", "restored.png", "noisy.png",
+    "clean.png", "comparison.png", "curves.png",
+)  # fmt: skip
 RESULTS = ("ID", "PSNR", "SSIM", "Noisy_Baseline")
 
 
@@ -53,8 +57,9 @@ def check_writable(folder: Path) -> None:
     if not here.is_dir():
         raise UserError(f"{folder}: {here} is a file; choose another --save_folder")
     try:
-        with tempfile.TemporaryFile(dir=here):
-            pass
+        with tempfile.TemporaryFile(dir=here) as file:
+            file.write(bytes(2**20))  # an empty file fits on a full disk
+            file.flush()
     except OSError as error:
         raise cannot_write(folder, error) from error
 
@@ -71,10 +76,10 @@ class Run:
 
     @property
     def begun(self) -> bool:
-        return (self.folder / "config.yaml").is_file()
+        return any((self.folder / name).is_file() for name in ("config.yaml", "checkpoint.pt"))
 
     def check(self, config: dict, ignore: Iterable[str], resume: bool, overwrite: bool) -> None:
-        """Whether a run with this configuration may use this folder.
+        """Whether a run with this configuration may use this folder, and what is there is whole.
 
         A folder that holds a run of another configuration, but for the keys in ``ignore``, is
         refused unless ``overwrite``; one that holds a run of the same unless ``resume`` or
@@ -86,6 +91,10 @@ class Run:
         if overwrite or not self.begun:
             return
         before = self.config()
+        if resume and self.finished:
+            self.result(), self.history()
+        elif resume:
+            self.load_checkpoint()
         for key in {**before, **config}:
             old, new = before.get(key), config.get(key)
             if key not in ignore and old != new:
@@ -104,24 +113,35 @@ class Run:
         """Make the folder and save the configuration; with ``overwrite`` empty it first."""
         make_folder(self.folder / "snapshots")
         if overwrite:
-            for old in [*self.folder.glob("snapshots/*.png"), *self.folder.glob("*.*")]:
-                old.unlink()
+            snapshots = self.folder.glob("snapshots/[0-9]*.png")
+            self._remove([*(self.folder / name for name in FILES), *snapshots])
+        stale = ("result.json", "comparison.png", "curves.png")
+        self._remove([self.folder / name for name in stale])
         with atomic(self.folder / "config.yaml") as path:
             path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+
+    @staticmethod
+    def _remove(paths: Iterable[Path]) -> None:
+        for path in paths:
+            if path.is_file():
+                path.unlink()
 
     def config(self) -> dict:
         """What ``begin`` saved."""
         path = self.folder / "config.yaml"
         try:
             loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: not a YAML file; --overwrite starts again") from error
+        except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+            raise _damaged(path) from error
         return loaded if isinstance(loaded, dict) else {}
 
     def save_checkpoint(self, state: dict) -> None:
         """``state``: nested dicts and lists of tensors, numbers and strings."""
+        # through memory: torch tells a full disk as a RuntimeError without a name
+        content = io.BytesIO()
+        torch.save(state, content)
         with atomic(self.folder / "checkpoint.pt") as path:
-            torch.save(state, path)
+            path.write_bytes(content.getbuffer())
 
     def load_checkpoint(self) -> dict | None:
         """The saved state with its tensors on the CPU, None if there is none.
@@ -135,11 +155,17 @@ class Run:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            raise UserError(
-                f"{path}: not a checkpoint of this program; delete it, or use --overwrite"
-            ) from error
+                saved = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever the unpickler says of bytes that are none of ours
+            raise self.bad_checkpoint() from error
+        if not isinstance(saved, dict) or {"state", "rows"} - set(saved):
+            raise self.bad_checkpoint()
+        return saved
+
+    def bad_checkpoint(self) -> UserError:
+        """What to say of a checkpoint that cannot be gone on from."""
+        path = self.folder / "checkpoint.pt"
+        return UserError(f"{path}: not a checkpoint of this run; delete it, or use --overwrite")
 
     def write_history(self, rows: list[dict]) -> None:
         """``rows``: one dict an evaluation, with the keys of HISTORY; absent ones stay empty."""
@@ -151,9 +177,16 @@ class Run:
 
     def history(self) -> list[dict]:
         """The rows of history.csv, numbers as floats, empty cells as None."""
-        with (self.folder / "history.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        return [{k: float(v) if v else None for k, v in row.items()} for row in rows]
+        path = self.folder / "history.csv"
+        try:
+            with path.open(newline="") as file:
+                rows = list(csv.DictReader(file))
+            rows = [{k: float(row[k]) if row[k] else None for k in HISTORY} for row in rows]
+        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+            raise _damaged(path) from error
+        if not rows:
+            raise _damaged(path)
+        return rows
 
     def write_result(self, result: dict) -> None:
         """Save result.json, which marks the run as finished, and drop the checkpoint."""
@@ -162,7 +195,12 @@ class Run:
         (self.folder / "checkpoint.pt").unlink(missing_ok=True)
 
     def result(self) -> dict:
-        return json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
+        path = self.folder / "result.json"
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+            return {**result, "image": str(result["image"])}
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise _damaged(path) from error
 
     def snapshots(self) -> dict[int, Path]:
         """Iteration → picture, in order."""
@@ -180,10 +218,14 @@ def write_results(folder: Path) -> None:
     with atomic(folder / "results.csv") as path, path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(RESULTS)
-        for run in find(folder):
+        for run in (Run(path.parent) for path in sorted(folder.glob("*/result.json"))):
             result = run.result()
             keys = ("psnr_stopped", "ssim_stopped", "psnr_noisy")
             writer.writerow([result["image"], *(_short(result.get(k)) for k in keys)])
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path}: damaged; delete its folder, or use --overwrite")
 
 
 def _short(value) -> str:

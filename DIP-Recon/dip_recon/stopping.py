@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ class Fixed:
         self.iteration, self.picture = state["iteration"], state["picture"]
 
 
-class _VarianceMinimum(Fixed):
+class _VarianceMinimum(Fixed, ABC):
     """Stop when ``patience`` iterations have brought no new strict minimum of a variance.
 
     The recorded picture is a copy made at the minimum, not whatever came later. Minima before

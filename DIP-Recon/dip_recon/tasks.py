@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,9 @@ class Job:
     """One picture of an experiment: the problem, what it looked like, and where it goes.
 
     ``seen`` is the measurement at the size of the result, [C, H, W]: the noisy picture, the one
-    with holes, or the bicubic enlargement; ``digest`` is the SHA-256 of the picture's file.
+    with holes, or the bicubic enlargement; ``digest`` is the SHA-256 of the files it was made of.
+    ``like`` is the stored picture that the result is to come back like; with ``keep_known`` the
+    known pixels of an inpainting come back as they were.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Job:
     seen: np.ndarray
     digest: str
     like: images.Picture | None = None
+    keep_known: bool = False
 
 
 def load(path: Path, options: Options) -> np.ndarray:
@@ -80,6 +83,7 @@ def denoising_job(item: data.Item, o: Options) -> Job:
 def inpainting_job(item: data.Item, o: Options) -> Job:
     """Pixels are taken away by a mask, 1 = known, the same for all channels."""
     x = load(item.path, o)
+    files = []
     size = x.shape[1:]
     if o.mask_type == "bernoulli":
         mask = operators.bernoulli_mask(size, o.zero_fraction, o.mask_seed)
@@ -89,14 +93,16 @@ def inpainting_job(item: data.Item, o: Options) -> Job:
         path = Path(o.mask_path) if o.mask_path else item.mask
         if path is None:
             raise UserError(f"--mask_type file: {item.path} has no mask; give --mask_path")
+        mask = load(path, o)
+        files = [path]
         try:
-            mask = operators.mask_from_picture(load(path, replace(o, imsize=[-1])), size)
+            mask = operators.mask_from_picture(mask, size)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
     A = operators.Mask(mask)
     y = A(tensor(x))
     problem = Problem(y, A, size, tensor(x), name=item.name)
-    return Job(item.name, problem, y[0].numpy(), _digest(item), _like(item.path, o))
+    return Job(item.name, problem, y[0].numpy(), _digest(item, *files), _like(item.path, o))
 
 
 def super_resolution_job(item: data.Item, o: Options) -> Job:
@@ -118,12 +124,18 @@ def super_resolution_job(item: data.Item, o: Options) -> Job:
 
 
 def _like(path: Path, o: Options) -> images.Picture | None:
-    """The stored picture, for the result to come back in kind; None if it was cut or resized."""
-    return None if o.crop or o.imsize != [-1] else images.read(path)
+    """The stored picture, for the result to come back in kind; None if it was cut or resized.
+
+    None also where the kind would change what was measured: one bit, and a palette.
+    """
+    if o.crop or o.imsize != [-1]:
+        return None
+    picture = images.read(path)
+    return None if picture.kind.bits == 1 or picture.kind.space == "palette" else picture
 
 
-def _digest(item: data.Item) -> str:
-    paths = [p for p in (item.path, item.clean, item.mask, item.low) if p is not None]
+def _digest(item: data.Item, *more: Path) -> str:
+    paths = [p for p in (item.path, item.clean, item.mask, item.low, *more) if p is not None]
     return hashlib.sha256(b"".join(Path(p).read_bytes() for p in paths)).hexdigest()
 
 

@@ -75,7 +75,7 @@ def _fetch_all(wanted: list[Entry], base: str, folder: Path, name: str, progress
         import requests
     except ImportError:
         raise UserError(
-            'downloading needs pooch and requests; install them: pip install "dip-recon[data]"'
+            "downloading needs pooch and requests; install them: pip install pooch requests"
         ) from None
     folder.mkdir(parents=True, exist_ok=True)
     logger = pooch.get_logger()

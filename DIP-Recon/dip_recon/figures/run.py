@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,8 @@ def draw_run(run: Run) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with atomic(path) as temporary:
+    with atomic(path) as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a name in letters that the font does not have
         figure.savefig(temporary, dpi=100)
 
 
@@ -31,7 +33,8 @@ def comparison(run: Run) -> Figure:
     """Measurement, result and, if known, the clean picture; below each a detail, enlarged."""
     result = run.result()
     restored = _read(run.folder / "restored.png")
-    panels = [("measured", _read(run.folder / "noisy.png"), result.get("psnr_noisy"))]
+    measured = "measured, enlarged" if result["task"] == "sr" else "measured"
+    panels = [(measured, _read(run.folder / "noisy.png"), result.get("psnr_noisy"))]
     panels += [("restored", restored, result.get("psnr_stopped"))]
     if (run.folder / "clean.png").is_file():
         panels += [("clean", _read(run.folder / "clean.png"), None)]
@@ -53,9 +56,8 @@ def comparison(run: Run) -> Figure:
         box = {"fill": False, "edgecolor": "white", "linewidth": 1.2}
         whole.add_patch(_rectangle(corner, edge, box))
         detail = figure.add_subplot(grid[1, column])
-        rows = slice(round(top * scale), max(round((top + side) * scale), round(top * scale) + 1))
-        cols = slice(
-            round(left * scale), max(round((left + side) * scale), round(left * scale) + 1)
+        rows, cols = (
+            _span(at, side, scale, n) for at, n in zip((top, left), picture.shape[:2], strict=True)
         )
         detail.imshow(
             picture[rows, cols], cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto"
@@ -86,14 +88,14 @@ def curves(run: Run) -> Figure:
     )
     if known:
         best, best_at = result["psnr_oracle"], result["oracle_iteration"]
-        label = f"oracle: {best:.2f} dB at {best_at}"
+        label = f"oracle of the average: {best:.2f} dB at {best_at}"
         axes.plot(best_at, best, "o", mfc="none", color="black", label=label)
     axes.set(
         xlabel="iteration", ylabel="PSNR (dB)", title=f"{result['image']}, {result['model_type']}"
     )
     axes.set_ylim(bottom=max(5, axes.get_ylim()[0]))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="best")
     return figure
 
 
@@ -101,6 +103,12 @@ def _read(path: Path) -> np.ndarray:
     """A PNG as [H, W] grey or [H, W, 3]."""
     x = images.read(path).data
     return x[0] if x.shape[0] == 1 else np.moveaxis(x, 0, -1)
+
+
+def _span(start: int, side: int, scale: float, limit: int) -> slice:
+    """``start`` to ``start + side``, scaled: at least a pixel, within ``limit``."""
+    first = min(round(start * scale), limit - 1)
+    return slice(first, max(round((start + side) * scale), first + 1))
 
 
 def _rectangle(corner, edge, style):

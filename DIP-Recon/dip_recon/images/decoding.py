@@ -103,8 +103,7 @@ def _decode_png16(path: Path, image: Image.Image) -> Decoded:
         import png
     except ImportError:
         raise UserError(
-            f"{path}: reading a 16-bit colour PNG needs pypng; "
-            'install it: pip install "dip-recon[png16]"'
+            f"{path}: reading a 16-bit colour PNG needs pypng; install it: pip install pypng"
         ) from None
     with path.open("rb") as file:
         reader = png.Reader(file=file)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ..errors import UserError
-from ..files import atomic
+from ..files import atomic, cannot_write
 from .encoding import encode, quantise, sample_type
 from .picture import (
     HOLDS_ALPHA,
@@ -78,8 +79,11 @@ def check_writable(path: str | os.PathLike) -> None:
         raise UserError(f"{path}: is a folder; give the name of a file")
     if not path.parent.is_dir():
         raise UserError(f"{path}: there is no folder {path.parent}; make it first")
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"{path}: the folder {path.parent} is not writable; choose another")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def _checked(data: np.ndarray) -> np.ndarray:

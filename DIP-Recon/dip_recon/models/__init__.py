@@ -1,6 +1,9 @@
-"""The networks, by name; each family is a file and registers itself when imported."""
+"""The networks, by name; every file here is imported and registers the family in it."""
 
-from . import decoders, reproduction, skip, upsamplers
+from importlib import import_module
+from pkgutil import iter_modules
+
+from . import upsamplers
 from .registry import (
     Entry,
     build,
@@ -17,12 +20,12 @@ __all__ = [
     "build",
     "check_size",
     "count_parameters",
-    "decoders",
     "get",
     "input_size",
     "names",
     "register",
-    "reproduction",
-    "skip",
     "upsamplers",
 ]
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

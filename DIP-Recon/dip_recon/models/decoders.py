@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from . import upsamplers
-from .layers import DROPOUT, Size, activation, conv, norm, output_range, whole
+from .layers import Size, activation, conv, norm, output_range, whole
 from .registry import register
 
 REDUCTION = 32  # a progressive input is the picture's size over 32
@@ -137,7 +137,6 @@ def _conv_decoder(
     need_sigmoid: bool,
     need_tanh: bool,
     need_relu: bool,
-    need_dropout: bool,
 ) -> nn.Module:
     width = whole("dim", dim, 1)
 
@@ -147,14 +146,13 @@ def _conv_decoder(
     layers = []
     channels = in_channels
     for size in _sizes(in_size, out_size, num_layers, upsample_mode):
-        drop = [nn.Dropout2d(DROPOUT)] if need_dropout else []
         mix = conv(channels, width, 3)
         if upsample_first:
             grow = upsamplers.make(upsample_mode, channels)
-            layers.append(Block(nn.Identity(), grow, nn.Sequential(mix, *finish(), *drop), size))
+            layers.append(Block(nn.Identity(), grow, nn.Sequential(mix, *finish()), size))
         else:
             grow = upsamplers.make(upsample_mode, width)
-            layers.append(Block(mix, grow, nn.Sequential(*finish(), *drop), size))
+            layers.append(Block(mix, grow, nn.Sequential(*finish()), size))
         channels = width
     return nn.Sequential(
         *layers,
@@ -186,7 +184,6 @@ def conv_decoder(
     need_sigmoid: bool = True,
     need_tanh: bool = False,
     need_relu: bool = False,
-    need_dropout: bool = False,
 ) -> nn.Module:
     """``num_layers`` - 1 of [upsample → 3×3 conv → act → BN], then 3×3 conv → act → BN → 1×1.
 
@@ -215,7 +212,6 @@ def conv_decoder_lpf(
     need_sigmoid: bool = True,
     need_tanh: bool = False,
     need_relu: bool = False,
-    need_dropout: bool = False,
 ) -> nn.Module:
     """``num_layers`` - 1 of [3×3 conv → upsample → act → BN], then 3×3 conv → act → BN → 1×1."""
     return _conv_decoder(upsample_first=False, **locals())

@@ -28,7 +28,6 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "instance": nn.InstanceNorm2d,
 }
 PADS = ("zero", "reflection")
-DROPOUT = 0.3  # probability that a whole channel is dropped, as in the published programs
 
 
 def one_of(flag: str, value: object, choices: Sequence[str]) -> str:

@@ -168,7 +168,7 @@ def check_size(
     out_size: Size,
     **options: object,
 ) -> None:
-    """Raise UserError if the picture is too small for the network; costs milliseconds.
+    """Raise UserError if the picture is too small for the network, or it gives another size.
 
     The network is run in training mode on the meta device, which computes shapes and nothing
     else. If that fails, the least square that works is searched for in the same way and named.
@@ -181,9 +181,13 @@ def check_size(
         given |= {"in_size": in_size, "out_size": out_size}
         network = build(name, **given, device="meta", **options)
         try:
-            network(torch.empty(1, in_channels, *in_size, device="meta"))
+            out = network(torch.empty(1, in_channels, *in_size, device="meta"))
         except (RuntimeError, ValueError) as error:
             return error
+        if out.shape != (1, out_channels, *out_size):
+            raise UserError(
+                f"{name}: gives {tuple(out.shape)} where {(1, out_channels, *out_size)} is wanted"
+            )
         return None
 
     def works(side: int) -> bool:
@@ -197,7 +201,7 @@ def check_size(
     while not works(high):
         high *= 2
         if high > LARGEST_SIDE:
-            raise error
+            raise UserError(f"{name}: cannot be built with these options ({error})") from error
     low = high // 2
     while high - low > 1:
         middle = (low + high) // 2

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ..errors import UserError
 from . import upsamplers
 from .layers import (
-    DROPOUT,
     Size,
     activation,
     centre_crop,
@@ -50,7 +49,6 @@ class Scale(nn.Module):
         kernel_up: int,
         kernel_skip: int,
         need1x1: bool,
-        need_dropout: bool,
         pad: str,
         act_func: str,
         norm_func: str,
@@ -71,20 +69,16 @@ class Scale(nn.Module):
                 layers.append(POOLS[downsample_mode](2, ceil_mode=True))
             return [*layers, norm(norm_func, cout), activation(act_func)]
 
-        drop = [nn.Dropout2d(DROPOUT)] if need_dropout else []
         self.skip = nn.Sequential(*block(in_channels, skip, kernel_skip)) if skip else None
         self.encoder = nn.Sequential(
             *block(in_channels, down, kernel_down, halve=True),
-            *drop,
             *block(down, down, kernel_down),
-            *drop,
         )
         self.deeper = nn.Identity() if deeper is None else deeper
         self.upsample = upsamplers.make(upsample_mode, inner)
         self.norm = norm(norm_func, skip + inner)
         self.decoder = nn.Sequential(
             *block(skip + inner, up, kernel_up),
-            *drop,
             *(block(up, up, 1) if need1x1 else []),
         )
 
@@ -143,7 +137,6 @@ def skip(
     need_sigmoid: bool = True,
     need_tanh: bool = False,
     need_relu: bool = False,
-    need_dropout: bool = False,
     exact_last: bool = False,
 ) -> nn.Module:
     """The general skip-UNet; lists give one value a scale, outermost first.
@@ -186,7 +179,6 @@ def skip(
             kernel_up=kernels_up[i],
             kernel_skip=whole("filter_skip_size", filter_skip_size, 1, odd=True),
             need1x1=need1x1,
-            need_dropout=need_dropout,
             pad=pad,
             act_func=act_func,
             norm_func=norm_func,
@@ -256,7 +248,6 @@ def dip_2_scaled(
     need_sigmoid: bool = True,
     need_tanh: bool = False,
     need_relu: bool = False,
-    need_dropout: bool = False,
 ) -> nn.Module:
     """``num_scales`` scales of ``dim`` channels, the deepest ``num_skips`` with a skip branch."""
     scales, skips = whole("num_scales", num_scales, 1), whole("num_skips", num_skips, 0)
@@ -282,7 +273,6 @@ def dip_2_scaled(
         need_sigmoid=need_sigmoid,
         need_tanh=need_tanh,
         need_relu=need_relu,
-        need_dropout=need_dropout,
         exact_last=True,
     )
 
@@ -311,7 +301,6 @@ def dip_scaled_transposed(
     need_sigmoid: bool = True,
     need_tanh: bool = False,
     need_relu: bool = False,
-    need_dropout: bool = False,
 ) -> nn.Module:
     """As ``DIP_2_scaled``; every upsampling is a learnt 2×2 transposed convolution of stride 2."""
     return dip_2_scaled(**locals(), upsample_mode="transposed")
@@ -341,7 +330,6 @@ def dip_lpf(
     need_sigmoid: bool = True,
     need_tanh: bool = False,
     need_relu: bool = False,
-    need_dropout: bool = False,
 ) -> nn.Module:
     """As ``DIP_2_scaled``; ``upsample_mode`` must be a filter: LPF1 … LPF6, taps:…, kaiser:…"""
     given = dict(locals())
