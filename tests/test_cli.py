@@ -136,3 +136,29 @@ def test_help_does_not_import_torch():
     code += "sys.exit('torch' in sys.modules)"
     folder = Path(__file__).parents[1] / "DIP-Recon"
     assert subprocess.run([sys.executable, "-c", code], cwd=folder).returncode == 0
+
+
+def test_files_of_others_are_left_alone(tmp_path, picture, capsys):
+    images.save_png(tmp_path / "noisy.png", picture(3))
+    before = (tmp_path / "noisy.png").read_bytes()
+    (tmp_path / "thesis.tex").write_text("years of work")
+    out = tmp_path / "out.png"
+    assert run("demo", "-o", tmp_path) == 2
+    assert run("denoise", tmp_path / "noisy.png", "-o", out, "--keep", tmp_path) == 2
+    assert run("denoise", tmp_path / "noisy.png", "-o", tmp_path / "noisy.png") == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["noisy.png", "thesis.tex"]
+    assert (tmp_path / "noisy.png").read_bytes() == before
+
+
+def test_another_factor_is_another_run(tmp_path, picture):
+    images.save_png(tmp_path / "x.png", picture(3))
+    common = ["sr", tmp_path / "x.png", "-o", tmp_path / "out.png", "--keep", tmp_path / "k"]
+    assert run(*common, "--factor", 2) == 0
+    assert run(*common, "--factor", 4) == 2
+
+
+def test_a_photograph_is_no_mask(tmp_path, picture, capsys):
+    images.save_png(tmp_path / "x.png", picture(3))
+    argv = ["inpaint", tmp_path / "x.png", "--mask", tmp_path / "x.png"]
+    assert run(*argv, "-o", tmp_path / "o.png") == 2
+    assert "not a mask" in capsys.readouterr().err

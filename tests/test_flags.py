@@ -78,6 +78,8 @@ def test_a_flag_that_changes_nothing_is_said_to():
     _, _, notes = read(InpaintingOptions, "--noise_sigma 25")
     assert notes == ["--noise_sigma 25 changes nothing in inpainting"]
     assert read(DenoisingOptions, "--noise_sigma 25")[2] == []
+    for flags in ("--patience 9", "--gamma 0.5", "--decay 1e-8 0", "--input_image_name x.png"):
+        assert "has no effect without" in read(DenoisingOptions, flags)[2][0]
 
 
 def test_every_option_of_every_network_is_a_flag():
@@ -117,6 +119,13 @@ WRONG = [
     ("--imsize 1 2 3", "--imsize 1 2 3: give -1, or a height and a width"),
     ("--imsize 0", "--imsize 0: give -1"),
     ("--noise_method noisy_image", "name it by --input_image_name"),
+    ("--seed 1e30", "--seed 1e+30: must be at most"),
+    ("--dim 100000000", "must be at most 65536"),
+    ("--num_iters 1e300", "must be at most"),
+    ("--decay -1 0 --optimizer adamw", "--decay -1: must be at least 0"),
+    ("--freq_lbda 1/0", "--freq_lbda 1/0: not supported"),
+    ("--need_dropout True", "--need_dropout True: not supported"),
+    ("--special ../x", "--special ../x"),
     ("--seed", "argument --seed: expected one argument"),
     ("stray", "unexpected 'stray'"),
 ]
@@ -136,6 +145,10 @@ def test_mistakes_name_the_flag_and_the_mend(flags, message):
         ("resume: true", "unknown key resume"),
         ("- 1", "must hold `option: value` lines"),
         ("a: [", "not a YAML file"),
+        ("lr: null", "--lr None: give a number"),
+        ("special: [a]", "--special ['a']: give a word"),
+        ("num_iters: true", "--num_iters True: give a whole number"),
+        ("prune_type: [1]", "--prune_type [1]: not supported"),
         ("num_iters: 0", "--num_iters 0: must be at least 1"),
         ("num_iters: [1, 2]", "--num_iters [1, 2]: give a whole number"),
         ("!!python/object/apply:os.getcwd []", "not a YAML file"),

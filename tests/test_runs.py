@@ -12,14 +12,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from PIL import Image
 
-from dip_recon import images
+from dip_recon import data, images
 from dip_recon.errors import UserError
-from dip_recon.experiment import main
+from dip_recon.experiment import main, prepare, resolve
 from dip_recon.files import atomic
+from dip_recon.fit import fit
+from dip_recon.metrics import psnr
 from dip_recon.options import DenoisingOptions, InpaintingOptions, SuperResolutionOptions
 from dip_recon.runs import HISTORY, Run, find
+from dip_recon.tasks import denoising_job
 
 HERE = Path(__file__).parents[1] / "DIP-Recon"
 SMALL = "--dim 8 --num_iters 12 --iters_print_acc 5 --eval_every 5 --snapshots 0 5 --device cpu"
@@ -310,8 +315,6 @@ def write(path, content):
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(folder, tmp_path, flags, message, capsys):
-    import torch
-
     if "cuda" in flags and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     (tmp_path / "empty").mkdir()
@@ -347,3 +350,111 @@ def test_atomic_leaves_what_was_there(tmp_path):
     with pytest.raises(UserError, match="no space left"), atomic(path):
         raise OSError(28, "No space left on device")
     assert path.read_text() == "before" and files(tmp_path) == ["file.txt"]
+
+
+def test_overwrite_touches_nothing_but_its_own(folder, tmp_path):
+    flags = f"{SMALL} --folder_path {folder} --save_folder {tmp_path / 'runs'}"
+    assert call(DenoisingOptions, flags) == 0
+    run = tmp_path / "runs/denoising/DIP_2_scaled/colour"
+    (run / "notes.txt").write_text("mine")
+    (run / "snapshots/mine.d").mkdir()
+    assert call(DenoisingOptions, f"{flags} --overwrite") == 0
+    assert (run / "notes.txt").read_text() == "mine" and (run / "snapshots/mine.d").is_dir()
+    assert call(DenoisingOptions, f"{flags} --overwrite --resume") == 2
+
+
+def test_names_that_look_alike_get_a_folder_each(folder, tmp_path, picture):
+    for name in ("a b", "a:b", "a_b", "GREY"):
+        images.save_png(folder / f"{name}.png", picture(1))
+    flags = f"{SMALL} --folder_path {folder} --save_folder {tmp_path / 'runs'}"
+    assert call(DenoisingOptions, flags) == 0
+    assert call(DenoisingOptions, f"{flags} --resume") == 0
+    method = tmp_path / "runs/denoising/DIP_2_scaled"
+    assert len(find(method)) == 6
+    with (method / "results.csv").open() as file:
+        names = {row["ID"] for row in csv.DictReader(file)}
+    assert names == {"a b", "a:b", "a_b", "GREY", "grey", "colour"}
+
+
+@pytest.mark.parametrize("name", ["result.json", "history.csv", "config.yaml"])
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"\xff\xfe", b"a: 2001-99-99"])
+def test_damaged_run_files_are_named(folder, tmp_path, name, content, capsys):
+    (folder / "grey.png").unlink()
+    flags = f"{SMALL} --folder_path {folder} --save_folder {tmp_path / 'runs'}"
+    assert call(DenoisingOptions, flags) == 0
+    run = tmp_path / "runs/denoising/DIP_2_scaled/colour"
+    (run / name).write_bytes(content)
+    log = (run.parent / "log.txt").read_bytes()
+    capsys.readouterr()
+    status, said = call(DenoisingOptions, f"{flags} --resume", capsys)
+    assert status == 2 and said.err.count("\n") == 1 and str(run) in said.err
+    assert (run.parent / "log.txt").read_bytes() == log, "nothing is written before the checks"
+
+
+def test_a_checkpoint_of_another_network_is_refused(folder, tmp_path, capsys):
+    (folder / "grey.png").unlink()
+    flags = f"{SMALL} --folder_path {folder} --save_folder {tmp_path}"
+    assert call(DenoisingOptions, flags) == 0
+    options, _ = resolve(DenoisingOptions(dim=[16]))
+    job = denoising_job(data.resolve(folder / "colour.png")[0], options)
+    state = prepare(job, options, torch.device("cpu"), "fp32")
+    fit(state, 1)
+    run = Run(tmp_path / "denoising/DIP_2_scaled/colour")
+    run.save_checkpoint({"state": state.state_dict(), "rows": []})
+    (run.folder / "result.json").unlink()
+    capsys.readouterr()
+    status, said = call(DenoisingOptions, f"{flags} --resume", capsys)
+    assert status == 2 and "not a checkpoint of this run" in said.err
+
+
+def test_another_mask_is_noticed(folder, tmp_path, capsys):
+    (folder / "grey.png").unlink()
+    mask = np.ones((1, 40, 36), np.float32)
+    flags = f"{SMALL} --folder_path {folder} --mask_type file --mask_path {tmp_path / 'm.png'}"
+    flags += f" --save_folder {tmp_path / 'runs'} --resume"
+    for known in (20, 10):
+        mask[:, known:] = 0
+        images.save_png(tmp_path / "m.png", mask)
+        status, said = call(InpaintingOptions, flags, capsys)
+        assert (status, "picture_sha256" in said.err) == ((0, False) if known == 20 else (2, True))
+
+
+def test_a_closed_pipe_does_not_end_the_run(folder, tmp_path):
+    (folder / "grey.png").unlink()
+    flags = f"--folder_path {folder} --dim 8 --num_iters 60 --iters_print_acc 1 --device cpu"
+    process = script("denoising.py", *flags.split(), "--save_folder", tmp_path)
+    process.stdout.readline()
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(120) == 0, err
+    method = tmp_path / "denoising/DIP_2_scaled"
+    assert (method / "colour/result.json").is_file() and "Traceback" not in err
+    assert "Iteration 00059" in (method / "log.txt").read_text()
+
+
+def test_a_fit_that_leaves_the_numbers_is_said_to(folder, tmp_path, capsys):
+    flags = f"{SMALL} --folder_path {folder} --save_folder {tmp_path / 'runs'} --input_scale 1000"
+    flags += " --lr 1000 --need_sigmoid False --optimizer sgd --exp_weight 0"
+    status, said = call(DenoisingOptions, flags, capsys)
+    assert status == 1 and "no finite number" in said.err and "Traceback" not in said.err
+    assert not list(tmp_path.rglob("checkpoint.pt"))
+
+
+def test_input_picture_may_be_one_of_a_data_set(tmp_path, capsys):
+    flags = f"{SMALL} --folder_path bundled/camera --crop 40 --noise_method noisy_image "
+    flags += f"--input_image_name camera --save_folder {tmp_path}"
+    status, said = call(DenoisingOptions, flags, capsys)
+    assert status == 0, said.err
+
+
+def test_restored_png_is_the_picture_that_was_measured(folder, tmp_path, picture):
+    for path in folder.iterdir():
+        path.unlink()
+    Image.fromarray(picture(1)[0] > 0.5).save(folder / "bits.png")
+    images.save_png(folder / "colour.png", picture(3))
+    Image.open(folder / "colour.png").quantize(8).save(folder / "palette.png")
+    flags = f"{SMALL} --folder_path {folder} --save_folder {tmp_path / 'runs'}"
+    assert call(DenoisingOptions, flags) == 0
+    for run in find(tmp_path):
+        clean, restored = (images.read(run.folder / f"{n}.png").data for n in ("clean", "restored"))
+        assert psnr(clean, restored) == pytest.approx(run.result()["psnr_stopped"], abs=0.02)
