@@ -24,9 +24,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "DIP-Recon"))
 
 from dip_recon.callbacks import Checkpoints, Evaluation, Lines, Snapshots
-from dip_recon.experiment import prepare, resolve
 from dip_recon.fit import choose, fit, step
 from dip_recon.options import DenoisingOptions
+from dip_recon.prepare import prepare, resolve
 from dip_recon.problem import Problem
 from dip_recon.runs import Run
 from dip_recon.tasks import Job

@@ -18,11 +18,12 @@ from PIL import Image
 
 from dip_recon import data, images
 from dip_recon.errors import UserError
-from dip_recon.experiment import main, prepare, resolve
+from dip_recon.experiment import main
 from dip_recon.files import atomic
 from dip_recon.fit import fit
 from dip_recon.metrics import psnr
 from dip_recon.options import DenoisingOptions, InpaintingOptions, SuperResolutionOptions
+from dip_recon.prepare import prepare, resolve
 from dip_recon.runs import HISTORY, Run, find
 from dip_recon.tasks import denoising_job
 

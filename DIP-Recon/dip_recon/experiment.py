@@ -14,13 +14,13 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from . import __version__, data, figures, images, metrics, models, noise, stopping
+from . import __version__, data, figures, images, metrics, models
 from .callbacks import (
     Checkpoints,
     Evaluation,
@@ -32,135 +32,12 @@ from .callbacks import (
 )
 from .errors import UserError, exit_status, silence_stdout
 from .files import cannot_write
-from .fit import LOSSES, Backtracking, Result, State, choose, fit, make_optimizer
+from .fit import Result, State, choose, fit
 from .flags import Switches, parse
-from .inputs import channels_of, make_input
-from .options import NETWORK_OPTIONS, NOT_IN_THE_NUMBERS, Options, words
+from .options import NOT_IN_THE_NUMBERS, Options
+from .prepare import input_picture, network_input, network_settings, prepare, resolve
 from .runs import Run, check_writable, make_folder, method_folder, safe_name, write_results
-from .tasks import JOBS, Job, load, tensor
-
-
-def generator(seed: int, what: str, device: str | torch.device = "cpu") -> torch.Generator:
-    """The random stream for one purpose (weights, input, jitter), all from one seed."""
-    streams = ("weights", "input", "jitter")
-    mixed = np.random.SeedSequence([seed, streams.index(what)]).generate_state(1, np.uint64)
-    return torch.Generator(device).manual_seed(int(mixed[0] >> np.uint64(1)))
-
-
-# ---------------------------------------------------------------- options into a network
-
-
-def resolve(o: Options) -> tuple[Options, str | None]:
-    """The options with the network's own defaults filled in, and a note on what it does not use.
-
-    Options of other networks are unset, so that what is printed and saved is what is used.
-    """
-    entry = models.get(o.model_type)
-    given = o.network_options()
-    used = entry.resolve({k: v for k, v in given.items() if k in entry.options})
-    unused = [k for k, v in given.items() if k not in entry.options and entry.fixed.get(k) != v]
-    unused += [name for name in ("in_size", "out_chns") if getattr(o, name)]
-    names = [f"--{k} {words(v if isinstance(v := getattr(o, k), list) else [v])}" for k in unused]
-    note = f"{o.model_type} does not use {' '.join(names)}" if names else None
-    lists = ("dim", "up_dim", "skip_dim")
-    empty = {k: [] if k in lists else None for k in NETWORK_OPTIONS}
-    filled = {k: v if isinstance(v, list) or k not in lists else [v] for k, v in used.items()}
-    filled = {k: [] if v == [None] else v for k, v in filled.items()}
-    input_dim = o.input_dim
-    if o.noise_method == "noise" and input_dim is None:
-        input_dim = entry.input_dim(used)
-    return replace(o, **(empty | filled), input_dim=input_dim, in_size=[], out_chns=None), note
-
-
-def network_settings(job: Job, o: Options) -> dict:
-    """What ``models.build`` and ``models.check_size`` want for this picture."""
-    given = o.network_options()
-    channels = job.problem.channels
-    in_channels = o.input_dim
-    if o.noise_method != "noise":
-        in_channels = channels_of(o.noise_method, 0, picture=np.empty((channels, 1, 1)))
-        if o.input_dim not in (None, in_channels):
-            raise UserError(
-                f"--input_dim {o.input_dim}: --noise_method {o.noise_method} gives {in_channels}"
-            )
-    size = job.problem.size
-    in_size = models.input_size(o.model_type, size, o.progressive, **given)
-    sizes = {"in_size": in_size, "out_size": size}
-    return {"in_channels": in_channels, "out_channels": channels, **sizes, **given}
-
-
-NOISY_INPUT = 25.0  # sigma of ``--noise_method noisy_image`` where the task itself adds no noise
-
-
-def input_picture(o: Options) -> Path:
-    """The file that ``--input_image_name`` means: a path, or one of the pictures at hand."""
-    path = Path(o.input_image_name)
-    if path.is_file():
-        return path
-    for item in data.resolve(o.folder_path):
-        if o.input_image_name in (item.name, item.path.name):
-            return item.path
-    beside = Path(o.folder_path) / o.input_image_name
-    if beside.is_file():
-        return beside
-    raise UserError(f"--input_image_name {path}: neither a file nor a picture of {o.folder_path}")
-
-
-def network_input(job: Job, o: Options, settings: dict) -> torch.Tensor:
-    """z [1, c, h, w] on the CPU, as ``--noise_method`` says."""
-    picture = None
-    if o.noise_method in ("image", "noisy_image"):
-        picture = load(input_picture(o), o)
-        if o.noise_method == "noisy_image":
-            rng = np.random.RandomState(o.seed + 1)
-            picture = noise.add_gaussian(picture, getattr(o, "noise_sigma", NOISY_INPUT), rng)
-        if picture.shape[0] != job.problem.channels:
-            raise UserError(
-                f"--input_image_name {o.input_image_name}: has {picture.shape[0]} channels, "
-                f"{job.name} has {job.problem.channels}"
-            )
-    return make_input(
-        o.noise_method,
-        channels=settings["in_channels"],
-        size=settings["in_size"],
-        generator=generator(o.seed, "input"),
-        noise_type=o.noise_type,
-        scale=o.input_scale,
-        picture=picture,
-    )
-
-
-def prepare(job: Job, o: Options, device: torch.device, precision: str) -> State:
-    """A fresh state for this picture: network, input, optimiser and rule, as the options say."""
-    if precision == "fp32":  # cuDNN's default is TF32, 10 bits of mantissa
-        torch.backends.cudnn.allow_tf32 = False
-    settings = network_settings(job, o)
-    weights = generator(o.seed, "weights")
-    network = models.build(o.model_type, **settings, generator=weights).to(device)
-    z = network_input(job, o, settings).to(device)
-    if precision == "bf16":  # the kernels for bfloat16 are made for this layout
-        network = network.to(memory_format=torch.channels_last)
-        z = z.to(memory_format=torch.channels_last)
-    decays = (lambda i: o.gamma ** (i // o.step_size)) if o.decay_lr else (lambda i: 1.0)
-    return State(
-        problem=job.problem.to(device),
-        network=network,
-        z=z,
-        optimizer=make_optimizer(o.optimizer, network.parameters(), o.lr, o.decay[0]),
-        generator=generator(o.seed, "jitter", device),
-        lr=o.lr,
-        jitter=o.reg_noise_std,
-        ema=o.exp_weight,
-        loss_fn=LOSSES[o.loss_func],
-        tv_weight=o.tv_weight,
-        schedule=decays,
-        stopping=stopping.make(o.stopping, patience=o.patience, window=o.window),
-        backtracking=Backtracking(o.backtracking, o.backtracking_lr) if o.backtracking else None,
-        precision=precision,
-    )
-
-
-# ---------------------------------------------------------------- runs
+from .tasks import JOBS, Job, tensor
 
 
 def configuration(o: Options, job: Job, device: torch.device, precision: str) -> dict:

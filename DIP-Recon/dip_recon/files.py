@@ -11,6 +11,8 @@ from pathlib import Path
 
 from .errors import UserError
 
+_UMASK = os.umask(0)  # there is no way to read it but to set it
+os.umask(_UMASK)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -30,7 +32,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(prefix=".part-", suffix=path.suffix, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o666 & ~_UMASK)
         yield temporary
         os.replace(temporary, path)
         temporary = None
@@ -48,9 +50,3 @@ def cannot_write(path: str | Path, error: OSError) -> UserError:
         return UserError(f"{path}: no space left there; free some, or write to another folder")
     reason = error.strerror or str(error)
     return UserError(f"{path}: cannot be written ({reason}); choose another folder")
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask

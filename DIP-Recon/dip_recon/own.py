@@ -10,7 +10,7 @@ import numpy as np
 
 from . import data, images, models, operators
 from .errors import UserError
-from .experiment import configuration, network_settings, resolve, run_one
+from .experiment import configuration, run_one
 from .fit import choose
 from .flags import Switches
 from .options import (
@@ -20,6 +20,7 @@ from .options import (
     Options,
     SuperResolutionOptions,
 )
+from .prepare import network_settings, resolve
 from .problem import Problem
 from .runs import Run, check_writable
 from .tasks import Job, denoising_job, enlarge, tensor
