@@ -53,6 +53,16 @@ def test_commands_are_read(script, cls):
         assert not notes
 
 
+def test_nothing_is_left_to_fill_in():
+    for path in (Path(__file__).parents[1] / "results").glob("*.md"):
+        assert not re.search(r"\b[A-Z]+_(ROW|TABLE|TIME)|MEASURED", path.read_text() + README)
+
+
+def test_links_lead_somewhere():
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (Path(__file__).parents[1] / link).exists(), link
+
+
 def test_pictures_are_there():
     for path in re.findall(r"!\[.*?\]\((.*?)\)", README):
         picture = images.read(Path(__file__).parents[1] / path)
