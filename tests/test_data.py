@@ -334,7 +334,7 @@ def test_bad_mirror_folder_and_missing_extra(server, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pooch", None)
     refused(
         lambda: data.download("set9", tmp_path / "root", mirror=server.url),
-        'pip install "dip-recon[data]"',
+        "pip install pooch requests",
     )
 
 

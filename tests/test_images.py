@@ -130,7 +130,7 @@ def test_16_bit_png_is_written_as_pypng_and_pillow_read_it(tmp_path):
 def test_16_bit_colour_png_without_pypng_names_the_extra(tmp_path, monkeypatch):
     png16(tmp_path / "a.png", RGB16)
     monkeypatch.setitem(__import__("sys").modules, "png", None)
-    refused(lambda: images.read(tmp_path / "a.png"), "a.png", 'pip install "dip-recon[png16]"')
+    refused(lambda: images.read(tmp_path / "a.png"), "a.png", "pip install pypng")
 
 
 def test_interlaced_and_colour_keyed_16_bit_png(tmp_path):
