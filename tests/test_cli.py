@@ -131,6 +131,15 @@ def test_mistakes_are_one_line(tmp_path, picture, capsys, argv, message):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_as_a_process():
+    folder = Path(__file__).parents[1] / "DIP-Recon"
+    command = [sys.executable, "-m", "dip_recon", "upsamplers", "LPF2"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0 and "LPF2" in done.stdout, done.stderr
+    done = subprocess.run([*command[:3], "denose"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+
+
 def test_help_does_not_import_torch():
     code = "import sys; from dip_recon.cli import build_parser; build_parser().format_help(); "
     code += "sys.exit('torch' in sys.modules)"

@@ -89,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """0 done, 2 the user's mistake, 1 ours, 130 interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
 
     def work() -> int | None:
         args = build_parser().parse_args(argv)
@@ -237,7 +238,3 @@ def _data_verify(args) -> int:
         print(problem, file=sys.stderr)
     print(f"{args.name}: {len(problems) or 'no'} problem{'s' * (len(problems) != 1)}")
     return 2 if problems else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
