@@ -80,8 +80,9 @@ def check_writable(path: str | os.PathLike) -> None:
     if not path.parent.is_dir():
         raise UserError(f"{path}: there is no folder {path.parent}; make it first")
     try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        with tempfile.TemporaryFile(dir=path.parent) as file:
+            file.write(bytes(2**16))  # an empty file fits on a full disk
+            file.flush()
     except OSError as error:
         raise cannot_write(path, error) from error
 
