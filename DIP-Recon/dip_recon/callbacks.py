@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -189,8 +188,3 @@ def peak_memory(device: torch.device, reset: bool = False) -> int:
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def finite(value: float | None, digits: int = 4) -> float | None:
-    """A figure for result.json: rounded, None where it is not a finite number."""
-    return None if value is None or not math.isfinite(value) else round(float(value), digits)

@@ -74,10 +74,10 @@ def build_parser() -> argparse.ArgumentParser:
     action = sets.add_parser("list", help="which there are, and which are here")
     action.add_argument("--json", action="store_true")
     action.set_defaults(run=_data_list)
-    for name, run in (("download", _data_download), ("verify", _data_verify)):
-        text = {"download": "fetch a set", "verify": "compare a set with its published hashes"}[
-            name
-        ]
+    for name, run, text in (
+        ("download", _data_download, "fetch a set"),
+        ("verify", _data_verify, "compare a set with its published hashes"),
+    ):
         action = sets.add_parser(name, help=text)
         action.add_argument("name")
         action.add_argument("--root", type=Path, help="folder the sets are in")

@@ -23,9 +23,8 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     """
     choices = [str(c) for c in choices]
     lowered = {c.lower(): c for c in choices}
-    match = [
-        c for c in lowered if name and c.startswith(str(name).lower())
-    ] or difflib.get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.5)
+    begins = [c for c in lowered if name and c.startswith(str(name).lower())]
+    match = begins or difflib.get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.5)
     hint = f"did you mean {lowered[match[0]]!r}? " if match else ""
     return f"{hint}Choices: {', '.join(choices)}"
 

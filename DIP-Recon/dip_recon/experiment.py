@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import platform
 import shlex
 import sys
@@ -27,7 +28,6 @@ from .callbacks import (
     Lines,
     Progress,
     Snapshots,
-    finite,
     peak_memory,
 )
 from .errors import UserError, exit_status, silence_stdout
@@ -97,6 +97,11 @@ def run_one(
     return summary, restored
 
 
+def _finite(value: float | None, digits: int = 4) -> float | None:
+    """A figure for result.json: rounded, None where it is not a finite number."""
+    return None if value is None or not math.isfinite(value) else round(float(value), digits)
+
+
 def summarise(
     job: Job, o: Options, state: State, result: Result, baseline: float, evaluation: Evaluation
 ) -> dict:
@@ -124,17 +129,17 @@ def summarise(
         if stopped > oracle:  # a stop between two evaluations
             oracle, at = stopped, result.stop_iteration
         summary |= {
-            "psnr_noisy": finite(baseline),
-            "psnr_out": finite(metrics.psnr(result.out, x)),
-            "psnr_ema": finite(metrics.psnr(result.ema, x)),
-            "psnr_stopped": finite(stopped),
-            "psnr_oracle": finite(oracle),
+            "psnr_noisy": _finite(baseline),
+            "psnr_out": _finite(metrics.psnr(result.out, x)),
+            "psnr_ema": _finite(metrics.psnr(result.ema, x)),
+            "psnr_stopped": _finite(stopped),
+            "psnr_oracle": _finite(oracle),
             "oracle_iteration": at,
-            "ssim_stopped": finite(metrics.ssim(result.stopped, x)),
+            "ssim_stopped": _finite(metrics.ssim(result.stopped, x)),
         }
         if o.task == "sr":
-            summary["psnr_luma_stopped"] = finite(metrics.psnr_luma(result.stopped, x))
-            summary["psnr_luma_bicubic"] = finite(metrics.psnr_luma(tensor(job.seen), x.cpu()))
+            summary["psnr_luma_stopped"] = _finite(metrics.psnr_luma(result.stopped, x))
+            summary["psnr_luma_bicubic"] = _finite(metrics.psnr_luma(tensor(job.seen), x.cpu()))
     return summary
 
 

@@ -289,7 +289,7 @@ class SuperResolutionOptions(Options):
     """Super-resolution: A blurs and downsamples."""
 
     task: str = option("sr", "sr", kind=str)
-    num_iters: int = option(2000, "iterations at most", kind=int, at_least=1)
+    num_iters: int = option(2000, "iterations at most", kind=int, at_least=1, at_most=10**9)
     sr_factor: int = option(
         4, "how many times smaller the low-resolution picture is", kind=int, at_least=2, at_most=16
     )
@@ -300,17 +300,17 @@ class SuperResolutionOptions(Options):
 
 
 def words(values) -> str:
+    """Values as they would be typed after a flag."""
     return " ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values)
 
 
 def _check_value(f: dataclasses.Field, value) -> None:
     if value is None:
         return
-    low, above = f.metadata.get("at_least"), f.metadata.get("above")
+    low, high, above = (f.metadata.get(bound) for bound in ("at_least", "at_most", "above"))
     choices = f.metadata.get("choices")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"--{f.name} {value}: give a finite number")
-    high = f.metadata.get("at_most")
     if low is not None and value < low:
         raise UserError(f"--{f.name} {value:g}: must be at least {low}")
     if high is not None and value > high:

@@ -67,7 +67,7 @@ def inpainting(path: Path, mask_path: Path) -> Job:
 def super_resolution(path: Path, factor: int) -> Job:
     """A small picture, to be ``factor`` times larger."""
     if not 2 <= factor <= 16:
-        raise UserError(f"--factor {factor}: give 2, 4 or 8")
+        raise UserError(f"--factor {factor}: give a whole number from 2 to 16")
     picture, digest = _read(path)
     size = tuple(factor * n for n in picture.size)
     problem = Problem(tensor(picture.data), operators.Downsample(factor), size, name=path.stem)
@@ -89,11 +89,16 @@ def restore(job: Job, options: Options, given: dict, folder: Path) -> tuple[dict
         raise UserError(
             f"--keep {folder}: holds another run, or a damaged one; choose a new one"
         ) from error
-    if folder.is_dir() and any(folder.iterdir()) and not run.begun:
-        raise UserError(f"--keep {folder}: holds other files; choose a new folder")
     models.check_size(options.model_type, **network_settings(job, options))
-    check_writable(folder)
+    _check_free("--keep", run)
     return run_one(job, run, options, Switches(resume=True), lambda line: None)
+
+
+def _check_free(flag: str, run: Run) -> None:
+    """Raise UserError unless the folder can be written and holds a run, or nothing."""
+    if run.folder.is_dir() and any(run.folder.iterdir()) and not run.begun:
+        raise UserError(f"{flag} {run.folder}: holds other files; choose a new folder")
+    check_writable(run.folder)
 
 
 DEMO = replace(
@@ -108,12 +113,10 @@ DEMO = replace(
 
 def demo(folder: Path) -> str:
     """Restore a picture that scikit-image ships; returns a table of what came of it."""
-    check_writable(folder)
-    if folder.exists() and any(folder.iterdir()) and not Run(folder).begun:
-        raise UserError(f"--output {folder}: holds other files; choose a new folder")
+    run = Run(folder)
+    _check_free("--output", run)
     job = denoising_job(data.resolve(DEMO.folder_path)[0], DEMO)
     print(f"{job.name}, 256×256, Gaussian noise sigma 25; {DEMO.model_type}, {DEMO.stopping}")
-    run = Run(folder)
     options, _ = resolve(DEMO)
     summary, _ = run_one(job, run, options, Switches(overwrite=True), lambda line: None)
     rows = (

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from .. import images
 from ..files import atomic
@@ -54,7 +55,7 @@ def comparison(run: Run) -> Figure:
         whole.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
         corner, edge = np.array([left, top]) * scale - 0.5, side * scale
         box = {"fill": False, "edgecolor": "white", "linewidth": 1.2}
-        whole.add_patch(_rectangle(corner, edge, box))
+        whole.add_patch(Rectangle(tuple(corner), edge, edge, **box))
         detail = figure.add_subplot(grid[1, column])
         rows, cols = (
             _span(at, side, scale, n) for at, n in zip((top, left), picture.shape[:2], strict=True)
@@ -72,7 +73,7 @@ def curves(run: Run) -> Figure:
     """Loss and PSNRs along the iterations, with the stop and the oracle marked."""
     rows, result = run.history(), run.result()
     at = [row["iteration"] for row in rows]
-    known = "psnr_gt" in rows[-1] and rows[-1]["psnr_gt"] is not None
+    known = rows[-1]["psnr_gt"] is not None
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.add_subplot()
     if known:
@@ -109,12 +110,6 @@ def _span(start: int, side: int, scale: float, limit: int) -> slice:
     """``start`` to ``start + side``, scaled: at least a pixel, within ``limit``."""
     first = min(round(start * scale), limit - 1)
     return slice(first, max(round((start + side) * scale), first + 1))
-
-
-def _rectangle(corner, edge, style):
-    from matplotlib.patches import Rectangle
-
-    return Rectangle(tuple(corner), edge, edge, **style)
 
 
 def _detail(picture: np.ndarray) -> tuple[int, int, int]:
