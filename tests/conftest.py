@@ -5,11 +5,23 @@ import pytest
 import torch
 
 from dip_recon import images, stopping
+from dip_recon.errors import UserError
 from dip_recon.fit import State, make_optimizer
 from dip_recon.models import build
 from dip_recon.problem import Problem
 
 torch.set_num_threads(1)
+
+
+def refused(call, *words):
+    """The call raises UserError in one line that holds all the words; returns the line."""
+    with pytest.raises(UserError) as caught:
+        call()
+    line = str(caught.value)
+    assert "\n" not in line
+    for word in words:
+        assert str(word) in line, line
+    return line
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import refused
 
 from dip_recon import data, images
 from dip_recon.data import sets, transfer
-from dip_recon.errors import UserError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 FILES = {
@@ -22,16 +22,6 @@ FILES = {
     "Made/b c.png": b"second " * 5000,
     "Made/sub/d.png": b"third " * 5000,
 }
-
-
-def refused(call, *words):
-    """The call raises UserError in one line that holds all the words."""
-    with pytest.raises(UserError) as caught:
-        call()
-    line = str(caught.value)
-    assert "\n" not in line
-    for word in words:
-        assert str(word) in line, line
 
 
 def picture(path):

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from conftest import refused
 from PIL import Image
 
 from dip_recon import images
-from dip_recon.errors import UserError
 from dip_recon.images.encoding import encode_png16
 
 rng = np.random.default_rng(0)
@@ -49,17 +49,6 @@ def pil(path, samples, mode=None, **options):
 
 def la8(path, samples, **options):
     Image.merge("LA", [Image.fromarray(samples[..., i].copy()) for i in (0, 1)]).save(path)
-
-
-def refused(call, *words):
-    """The call raises UserError in one line that holds all the words; returns the line."""
-    with pytest.raises(UserError) as caught:
-        call()
-    line = str(caught.value)
-    assert "\n" not in line
-    for word in words:
-        assert str(word) in line, line
-    return line
 
 
 # name of the file, how it is made, samples, kind
