@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from . import images, metrics
+from .errors import UserError
 from .fit import State, check_finite
 from .runs import Run
 
@@ -81,10 +82,13 @@ class Lines:
 class Progress:
     """A progress bar on stderr with the last PSNRs."""
 
-    def __init__(self, evaluation: Evaluation, iterations: int, done: int, title: str) -> None:
+    def __init__(
+        self, evaluation: Evaluation, iterations: int, done: int, title: str, shown: bool = True
+    ) -> None:
         self.evaluation = evaluation
-        self.bar = tqdm(total=iterations, initial=done, desc=title, unit="it", smoothing=0.05)
-        if not self.bar.fp.isatty():
+        looks = {"desc": title, "unit": "it", "smoothing": 0.05, "disable": not shown}
+        self.bar = tqdm(total=iterations, initial=done, **looks)
+        if shown and not self.bar.fp.isatty():
             self.bar.mininterval = 10
 
     def __call__(self, state: State) -> None:
@@ -119,18 +123,62 @@ class Snapshots:
             images.save_png(self.run.folder / "snapshots" / f"{i:05d}.png", picture)
 
 
+class TensorBoard:
+    """Write what is measured, and the snapshots, to ``tensorboard/`` in the run folder.
+
+    PSNRs in dB and the loss, at each evaluation; the extra ``tensorboard`` brings the package.
+    """
+
+    def __init__(self, run: Run, evaluation: Evaluation, snapshots: list[int], state: State):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.evaluation, self.snapshots = evaluation, set(snapshots)
+        # a resumed run writes over what it had written after its last checkpoint
+        self.writer = SummaryWriter(run.folder / "tensorboard", purge_step=state.iteration)
+
+    @staticmethod
+    def check() -> None:
+        """Raise UserError, naming the extra, if the package is not installed."""
+        try:
+            import torch.utils.tensorboard  # noqa: F401
+        except ImportError as error:
+            raise UserError("--tensorboard: run: pip install 'dip-recon[tensorboard]'") from error
+
+    def __call__(self, state: State) -> None:
+        i = state.iteration - 1
+        row = self.evaluation.rows[-1] if self.evaluation.rows else {"iteration": None}
+        if row["iteration"] == i:
+            for name, value in row.items():
+                if name not in ("iteration", "seconds") and value is not None:
+                    self.writer.add_scalar(name, value, i)
+        if i in self.snapshots:
+            self.writer.add_image("restored", state.smoothed[0].clamp(0, 1).cpu(), i)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
 class Checkpoints:
     """Save all that the run needs to go on, every ``every`` iterations and when interrupted.
 
     Ctrl-C and SIGTERM are looked at between two iterations only, so that what is saved is whole:
-    the checkpoint is written and KeyboardInterrupt raised.
+    the checkpoint is written and KeyboardInterrupt raised. The same when ``cancelled`` says True.
     """
 
-    def __init__(self, run: Run, every: int, evaluation: Evaluation) -> None:
+    def __init__(
+        self,
+        run: Run,
+        every: int,
+        evaluation: Evaluation,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> None:
         self.run, self.every, self.evaluation = run, every, evaluation
+        self.cancelled = cancelled
         self.interrupted = False
 
     def __call__(self, state: State) -> None:
+        if self.cancelled and self.cancelled():
+            self.interrupted = True
         if state.iteration % self.every == 0 or self.interrupted:
             self.save(state)
         if self.interrupted:

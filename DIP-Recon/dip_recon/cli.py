@@ -22,6 +22,20 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see `{self.prog} --help`")
 
 
+class _ListFigures(argparse.Action):
+    """``--list``: print the figures that can be drawn, and exit."""
+
+    def __init__(self, **given):
+        super().__init__(nargs=0, **given)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        from .figures import FIGURES
+
+        columns = {"name": lambda r: r["name"], "what it shows": lambda r: r["summary"]}
+        _print([{"name": k, "summary": v.summary} for k, v in FIGURES.items()], False, columns)
+        parser.exit()
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="dip-recon", description="Restore pictures with untrained networks.")
     parser.add_argument("--version", action="version", version=__version__)
@@ -68,6 +82,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     listing.set_defaults(run=_upsamplers)
 
+    commands.add_parser(
+        "sweep", help="all runs of a YAML file, here or on a cluster, and their figures",
+        add_help=False,
+    )  # fmt: skip
+
     sets = commands.add_parser("data", help="data sets by name").add_subparsers(
         dest="action", required=True, metavar="list|download|verify"
     )
@@ -84,6 +103,25 @@ def build_parser() -> argparse.ArgumentParser:
         if name == "download":
             action.add_argument("--mirror", metavar="URL", help="fetch from here instead")
         action.set_defaults(run=run)
+
+    figure = commands.add_parser("figure", help="draw a figure of the papers from run folders")
+    figure.add_argument("--list", action=_ListFigures, help="which there are")
+    figure.add_argument("name", help="see --list")
+    figure.add_argument("runs", nargs="+", type=Path, help="folders with finished runs in them")
+    figure.add_argument(
+        "-o", "--output", type=Path, metavar="FOLDER",
+        help="where NAME.png, .pdf and .csv go (figures, in the first of the runs' folders)",
+    )  # fmt: skip
+    figure.set_defaults(run=_figure)
+
+    table = commands.add_parser("table", help="a table of finished runs, a row a method")
+    table.add_argument("runs", nargs="+", type=Path, help="folders with finished runs in them")
+    table.add_argument("--pictures", action="store_true", help="a row for each picture")
+    table.add_argument(
+        "-o", "--output", type=Path, metavar="FILE",
+        help="write FILE.md or FILE.csv instead of printing Markdown",
+    )  # fmt: skip
+    table.set_defaults(run=_table)
     return parser
 
 
@@ -92,10 +130,15 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
 
     def work() -> int | None:
+        if argv[:1] == ["sweep"]:  # its flags are those of the experiments as well
+            from . import sweeps
+
+            return sweeps.main(argv[1:])
         args = build_parser().parse_args(argv)
         return args.run(args)
 
-    again = shlex.join(["dip-recon", *argv]) if "--keep" in argv else None
+    goes_on = "--keep" in argv or argv[:1] == ["sweep"]
+    again = shlex.join(w for w in ["dip-recon", *argv] if w != "--overwrite") if goes_on else None
     return exit_status(work, again)
 
 
@@ -238,3 +281,35 @@ def _data_verify(args) -> int:
         print(problem, file=sys.stderr)
     print(f"{args.name}: {len(problems) or 'no'} problem{'s' * (len(problems) != 1)}")
     return 2 if problems else 0
+
+
+# ---------------------------------------------------------------- from run folders
+
+
+def _figure(args) -> None:
+    from . import figures
+
+    folder = args.output or args.runs[0] / "figures"
+    for path in figures.draw(args.name, args.runs, folder):
+        print(path)
+
+
+def _table(args) -> None:
+    from . import tables
+    from .figures.records import load
+    from .files import atomic
+
+    suffix = args.output.suffix.lower() if args.output else ".md"
+    if suffix not in (".md", ".csv"):
+        raise UserError(f"--output {args.output}: give a name that ends in .md or .csv")
+    records = load(args.runs)
+    rows = tables.per_picture(records) if args.pictures else tables.summary(records)
+    text = tables.markdown(rows) if suffix == ".md" else tables.to_csv(rows)
+    for note in tables.notes(records):
+        print(f"note: {note}", file=sys.stderr)
+    if not args.output:
+        print(text, end="")
+        return
+    with atomic(args.output) as path:
+        path.write_text(text, encoding="utf-8", newline="")
+    print(args.output)

@@ -15,7 +15,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from .callbacks import (
     Lines,
     Progress,
     Snapshots,
+    TensorBoard,
     peak_memory,
 )
 from .errors import UserError, exit_status, silence_stdout
@@ -40,8 +41,13 @@ from .runs import Run, check_writable, make_folder, method_folder, safe_name, wr
 from .tasks import JOBS, Job, tensor
 
 
-def configuration(o: Options, job: Job, device: torch.device, precision: str) -> dict:
-    """What config.yaml holds: every option as resolved, the picture, and what it ran on."""
+def configuration(
+    o: Options, job: Job, device: torch.device, precision: str, labels: dict | None = None
+) -> dict:
+    """What config.yaml holds: every option as resolved, the picture, and what it ran on.
+
+    ``labels`` say where in a sweep the run stands. The filter's taps are there for the figures.
+    """
     versions = {
         "dip_recon": __version__,
         "python": platform.python_version(),
@@ -53,37 +59,92 @@ def configuration(o: Options, job: Job, device: torch.device, precision: str) ->
     if o.noise_method in ("image", "noisy_image"):
         digest += hashlib.sha256(input_picture(o).read_bytes()).hexdigest()
     picture = {"image": job.name, "picture_sha256": digest}
-    return {**chosen, **picture, "versions": versions}
+    taps = models.upsamplers.taps(o.upsample_mode) if o.upsample_mode else None
+    drawn = {"upsample_taps": None if taps is None else [round(float(t), 7) for t in taps]}
+    return {**chosen, **picture, **drawn, "labels": labels or {}, "versions": versions}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run to be done: a picture, its folder, the resolved options, its labels in a sweep."""
+
+    item: data.Item
+    run: Run
+    options: Options
+    labels: dict = field(default_factory=dict)
+
+    def job(self) -> Job:
+        return JOBS[self.options.task](self.item, self.options)
+
+
+def plan(
+    o: Options, items: list[data.Item], folders: list[Path], labels: dict, switches: Switches
+) -> list[Plan]:
+    """The runs of one experiment, a picture each; ``o`` is resolved.
+
+    Raises UserError if an option, a picture, a mask or a folder will not do. Writes nothing.
+    """
+    device, precision = choose(o.device, o.precision)
+    if switches.tensorboard:
+        TensorBoard.check()
+    plans = []
+    for item, folder in zip(items, folders, strict=True):
+        known = {"texture": item.label} if item.label else {}
+        this = Plan(item, Run(folder), o, known | labels)
+        job = this.job()
+        settings = network_settings(job, o)
+        if o.noise_method in ("image", "noisy_image"):
+            network_input(job, o, settings)
+        models.check_size(o.model_type, **settings)
+        config = configuration(o, job, device, precision)
+        this.run.check(config, NOT_IN_THE_NUMBERS, switches.resume, switches.overwrite)
+        plans.append(this)
+    return plans
 
 
 def run_one(
-    job: Job, run: Run, o: Options, switches: Switches, say: Callable
+    job: Job,
+    run: Run,
+    o: Options,
+    switches: Switches,
+    say: Callable,
+    *,
+    labels: dict | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    bar: bool = True,
 ) -> tuple[dict, np.ndarray]:
     """Fit one picture and fill its run folder.
+
+    ``cancelled`` is asked after every iteration; once true the run ends like an interrupted one,
+    by KeyboardInterrupt after a checkpoint. ``bar``: whether a progress bar is shown on stderr.
 
     Returns what result.json holds, and the restored picture [C, H, W] in [0, 1].
     """
     device, precision = choose(o.device, o.precision)
-    run.begin(configuration(o, job, device, precision), switches.overwrite)
+    run.begin(configuration(o, job, device, precision, labels), switches.overwrite)
     peak_memory(device, reset=True)
     state = prepare(job, o, device, precision)
     truth = state.problem.x
     baseline = metrics.psnr(tensor(job.seen), job.problem.x) if truth is not None else float("nan")
     evaluation = Evaluation(o.eval_every, o.iters_print_acc)
-    checkpoints = Checkpoints(run, o.checkpoint_every, evaluation)
+    checkpoints = Checkpoints(run, o.checkpoint_every, evaluation, cancelled)
     if checkpoints.restore(state):
         say(f"{job.name}: goes on from iteration {state.iteration}")
     images.save_png(run.folder / "noisy.png", job.problem.y[0].numpy())
     if truth is not None:
         images.save_png(run.folder / "clean.png", job.problem.x[0].numpy())
-    progress = Progress(evaluation, o.num_iters, state.iteration, job.name)
+    progress = Progress(evaluation, o.num_iters, state.iteration, job.name, bar)
     lines = Lines(evaluation, o.iters_print_acc, baseline, say, o.verbose)
-    callbacks = [evaluation, lines, Snapshots(run, o.snapshots), progress, checkpoints]
+    callbacks = [evaluation, lines, Snapshots(run, o.snapshots), progress]
+    board = TensorBoard(run, evaluation, o.snapshots, state) if switches.tensorboard else None
+    callbacks += [board] * (board is not None)
     try:
         with checkpoints.listening():
-            result = fit(state, o.num_iters, callbacks)
+            result = fit(state, o.num_iters, [*callbacks, checkpoints])
     finally:
         progress.close()
+        if board:
+            board.close()
     evaluation.measure(state)
     run.write_history(evaluation.rows)
     restored = result.restored[0].cpu().numpy()
@@ -150,21 +211,13 @@ def run_all(o: Options, switches: Switches, notes: list[str] = ()) -> list[dict]
     mask or a folder will not do.
     """
     o, unused = resolve(o)
-    make_job = JOBS[o.task]
     folder = method_folder(o.save_folder, o.task, o.model_type, o.special)
     device, precision = choose(o.device, o.precision)
     items = data.resolve(o.folder_path)
     if switches.resume and switches.overwrite:
         raise UserError("--resume --overwrite: give one of the two")
-    runs = [Run(folder / name) for name in _folder_names([item.name for item in items])]
-    for item, run in zip(items, runs, strict=True):
-        job = make_job(item, o)
-        settings = network_settings(job, o)
-        if o.noise_method in ("image", "noisy_image"):
-            network_input(job, o, settings)
-        models.check_size(o.model_type, **settings)
-        config = configuration(o, job, device, precision)
-        run.check(config, NOT_IN_THE_NUMBERS, switches.resume, switches.overwrite)
+    folders = [folder / name for name in folder_names([item.name for item in items])]
+    plans = plan(o, items, folders, {}, switches)
     if not switches.dry_run:
         check_writable(folder)
     notes = [*notes, unused] if unused else notes
@@ -173,27 +226,28 @@ def run_all(o: Options, switches: Switches, notes: list[str] = ()) -> list[dict]
         print("\n".join(header))
         return []
     make_folder(folder)
-    with _log(folder / "log.txt") as say:
+    with open_log(folder / "log.txt") as say:
         for line in header:
             say(line)
         summaries = []
-        for n, (item, run) in enumerate(zip(items, runs, strict=True)):
+        for n, this in enumerate(plans):
+            name, run = this.item.name, this.run
             if switches.resume and run.finished:
-                say(f"Sample {n + 1} {item.name}: finished before, kept")
+                say(f"Sample {n + 1} {name}: finished before, kept")
                 figures.draw_run(run)
                 summaries.append(run.result())
                 continue
-            say(f"Sample {n + 1} {item.name}")
-            summary, _ = run_one(make_job(item, o), run, o, switches, say)
+            say(f"Sample {n + 1} {name}")
+            summary, _ = run_one(this.job(), run, o, switches, say, labels=this.labels)
             summaries.append(summary)
             write_results(folder)
-            say(_closing(summary))
+            say(closing(summary))
         write_results(folder)
         say(f"results: {folder / 'results.csv'}")
     return summaries
 
 
-def _folder_names(names: list[str]) -> Iterator[str]:
+def folder_names(names: list[str]) -> Iterator[str]:
     """Safe folder names, one each even where letters' case or odd characters made them alike."""
     taken: set[str] = set()
     for name in map(safe_name, names):
@@ -204,9 +258,9 @@ def _folder_names(names: list[str]) -> Iterator[str]:
 
 
 @contextmanager
-def _log(path: Path) -> Iterator[Callable[[str], None]]:
-    """Yield a function that prints a line and appends it to ``path``."""
-    quiet = False
+def open_log(path: Path, show: bool = True) -> Iterator[Callable[[str], None]]:
+    """Yield a function that appends a line to ``path`` and, with ``show``, prints it."""
+    quiet = not show
 
     def say(line: str) -> None:
         nonlocal quiet
@@ -244,7 +298,7 @@ def _header(o: Options, notes: list[str], items: list, device, precision: str) -
     return lines
 
 
-def _closing(s: dict) -> str:
+def closing(s: dict) -> str:
     line = f"--- {s['image']} --- {s['seconds']:.0f} s, stopped at {s['stop_iteration']}"
     if "psnr_stopped" in s:
         line += (

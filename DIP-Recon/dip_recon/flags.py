@@ -91,6 +91,7 @@ class Switches:
     resume: bool = False
     overwrite: bool = False
     dry_run: bool = False
+    tensorboard: bool = False
 
 
 def parser(cls: type[Options], prog: str) -> argparse.ArgumentParser:
@@ -116,6 +117,7 @@ def parser(cls: type[Options], prog: str) -> argparse.ArgumentParser:
         ("--resume", "go on with unfinished runs and keep finished ones"),
         ("--overwrite", "throw away what the run folders hold and start again"),
         ("--dry-run", "print the resolved options and the pictures, then leave"),
+        ("--tensorboard", "write curves and snapshots for TensorBoard into the run folder too"),
     ):
         parser.add_argument(flag, action="store_true", help=text)
     return parser
@@ -131,6 +133,13 @@ def parse(cls: type[Options], argv: list[str], prog: str) -> tuple[Options, Swit
         UserError: an unknown flag or key, a value of the wrong kind or out of range, a published
             feature that is switched on but not supported.
     """
+    given, switches = read(cls, argv, prog)
+    options, notes = fill(cls, given)
+    return options, switches, notes
+
+
+def read(cls: type[Options], argv: list[str], prog: str) -> tuple[dict, Switches]:
+    """What was typed, not yet converted: option name -> text (or YAML value), and the switches."""
     p = parser(cls, prog)
     args, unknown = p.parse_known_args(argv)
     known = [s.lstrip("-") for a in p._actions for s in a.option_strings]
@@ -142,12 +151,18 @@ def parse(cls: type[Options], argv: list[str], prog: str) -> tuple[Options, Swit
         raise UserError(f"unexpected {unknown[0]!r}: every value follows a --flag")
     given = _read_yaml(args.config, known) if args.config else {}
     given |= {k: v for k, v in vars(args).items() if v is not None and k not in _COMMAND}
+    switches = {f.name: getattr(args, f.name) for f in dataclasses.fields(Switches)}
+    return given, Switches(**switches)
+
+
+def fill(cls: type[Options], given: dict) -> tuple[Options, list[str]]:
+    """Convert and check what ``read`` gave; returns the options and the notes."""
+    given = dict(given)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     notes = [note for name in list(given) for note in _published(cls, name, given, fields)]
     options = cls(**{k: convert(fields[k], v) for k, v in given.items()})
     options.validate()
-    notes += _idle(options, given)
-    return options, Switches(args.resume, args.overwrite, args.dry_run), notes
+    return options, notes + _idle(options, given)
 
 
 def _idle(o: Options, given: dict) -> list[str]:
@@ -176,7 +191,7 @@ def _idle(o: Options, given: dict) -> list[str]:
     ]
 
 
-_COMMAND = ("config", "resume", "overwrite", "dry_run")
+_COMMAND = ("config", "resume", "overwrite", "dry_run", "tensorboard")
 
 
 def _closest(name: str, known: list[str]) -> str:
@@ -212,7 +227,13 @@ def _read_yaml(path: str, known: list[str]) -> dict:
         raise UserError(f"--config {path}: not a YAML file ({line})") from error
     if not isinstance(loaded, dict):
         raise UserError(f"--config {path}: must hold `option: value` lines")
-    for key in ("image", "picture_sha256", "versions"):  # a run folder's config.yaml has these too
+    for key in (
+        "image",
+        "picture_sha256",
+        "versions",
+        "labels",
+        "upsample_taps",
+    ):  # a run folder's config.yaml has these too
         loaded.pop(key, None)
     for key in loaded:
         if key not in known or key in _COMMAND:

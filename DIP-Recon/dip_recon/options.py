@@ -221,6 +221,7 @@ NETWORK_OPTIONS = (
 NOT_IN_THE_NUMBERS = (
     "folder_path", "save_folder", "special", "verbose", "iters_print_acc",
     "snapshots", "checkpoint_every", "in_size", "out_chns", "batch_size", "versions",
+    "labels", "upsample_taps",
 )  # fmt: skip
 
 

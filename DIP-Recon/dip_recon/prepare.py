@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,7 +67,7 @@ NOISY_INPUT = 25.0  # sigma of ``--noise_method noisy_image`` where the task its
 
 
 def input_picture(o: Options) -> Path:
-    """The file that ``--input_image_name`` means: a path, or one of the pictures at hand."""
+    """The file that ``--input_image_name`` means: a path, one of the pictures at hand, SET/NAME."""
     path = Path(o.input_image_name)
     if path.is_file():
         return path
@@ -76,6 +77,10 @@ def input_picture(o: Options) -> Path:
     beside = Path(o.folder_path) / o.input_image_name
     if beside.is_file():
         return beside
+    with suppress(UserError):
+        found = data.resolve(o.input_image_name)
+        if len(found) == 1:
+            return found[0].path
     raise UserError(f"--input_image_name {path}: neither a file nor a picture of {o.folder_path}")
 
 

@@ -113,12 +113,17 @@ class Run:
         """Make the folder and save the configuration; with ``overwrite`` empty it first."""
         make_folder(self.folder / "snapshots")
         if overwrite:
-            snapshots = self.folder.glob("snapshots/[0-9]*.png")
-            self._remove([*(self.folder / name for name in FILES), *snapshots])
+            self.clear()
         stale = ("result.json", "comparison.png", "curves.png")
         self._remove([self.folder / name for name in stale])
         with atomic(self.folder / "config.yaml") as path:
             path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+
+    def clear(self) -> None:
+        """Remove what a run has left in the folder, and nothing else."""
+        snapshots = self.folder.glob("snapshots/[0-9]*.png")
+        boards = self.folder.glob("tensorboard/events.out.*")
+        self._remove([*(self.folder / name for name in FILES), *snapshots, *boards])
 
     @staticmethod
     def _remove(paths: Iterable[Path]) -> None:

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ..errors import UserError, nearest
@@ -52,8 +53,10 @@ class Item:
 def resolve(name_or_folder: str | os.PathLike, root: str | os.PathLike | None = None) -> list[Item]:
     """The pictures of a data set, of a folder (not below it, but for 32/64/128), or of one file.
 
-    ``NAME/ITEM`` gives one picture of a set, such as ``bundled/astronaut``. A data set's name goes
-    before a folder of the same name; write ``./set5`` for the folder.
+    ``NAME/ITEM`` gives one picture of a set, such as ``bundled/astronaut``, and ``NAME/PATTERN``
+    those that match, such as ``set9/kodim*``; the patterns of Texture-DIP may begin with a width,
+    as in ``texture-dip/32/*`` or ``texture-dip/*/Set12_*``. A data set's name goes before a folder
+    of the same name; write ``./set5`` for the folder.
 
     Raises UserError for an unknown name that is no folder, a set that is not downloaded, and a
     folder without pictures.
@@ -69,12 +72,17 @@ def resolve(name_or_folder: str | os.PathLike, root: str | os.PathLike | None = 
     name, _, wanted = text.partition("/")
     if name in SETS and wanted:
         items = _items(_files_of(name, root))
-        found = [item for item in items if item.name == wanted]
+        found = [item for item in items if _matches(item, wanted)]
         if not found:
             choices = nearest(wanted, [item.name for item in items])
             raise UserError(f"data set {name!r} has no picture {wanted!r}: {choices}")
         return found
     raise UserError(f"{text!r} is neither a folder nor a data set: {nearest(text, SETS)}")
+
+
+def _matches(item: Item, pattern: str) -> bool:
+    """Whether a picture's name, or its width and name, match ``pattern`` (*, ? and […])."""
+    return fnmatchcase(item.name, pattern) or fnmatchcase(f"{item.label}/{item.name}", pattern)
 
 
 def _files_of(name: str, root: str | os.PathLike | None) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,24 +9,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from .. import images
-from ..files import atomic
 from ..runs import Run
-
-BLUE, ORANGE, GREY = "#1f5fa8", "#d9730d", "#6b6b6b"  # tell apart in grey print too
+from .style import BLUE, GREY, ORANGE, save
 
 
 def draw_run(run: Run) -> None:
     """Draw ``comparison.png`` and ``curves.png`` into a finished run's folder, where missing."""
     if not (run.folder / "comparison.png").is_file():
-        _save(comparison(run), run.folder / "comparison.png")
+        save(comparison(run), run.folder / "comparison.png", dpi=100)
     if not (run.folder / "curves.png").is_file():
-        _save(curves(run), run.folder / "curves.png")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with atomic(path) as temporary, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a name in letters that the font does not have
-        figure.savefig(temporary, dpi=100)
+        save(curves(run), run.folder / "curves.png", dpi=100)
 
 
 def comparison(run: Run) -> Figure:
