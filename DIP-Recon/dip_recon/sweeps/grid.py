@@ -1,0 +1,216 @@
+"""A sweep as data: a YAML file of options and axes becomes a list of runs.
+
+experiment: denoising          # denoising, inpainting or sr
+figures: [upsampling]          # what is drawn of it at the end
+options: {num_iters: 3000}     # of every run, by the names of the flags
+grid:                          # all combinations; a list of such mappings is their union
+  seed: [7, 8]                 # an option and its values
+  upsampling:                  # or labels and the options that each stands for
+    bilinear: {upsample_mode: bilinear, progressive: true}
+    none: {upsample_mode: None, progressive: false}
+quick:                         # with --quick: other options, another grid
+  options: {num_iters: 500}
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+import yaml
+
+from .. import data
+from ..errors import UserError, nearest
+from ..experiment import Plan, folder_names, plan
+from ..flags import Switches, fill
+from ..options import DenoisingOptions, InpaintingOptions, Options, SuperResolutionOptions
+from ..prepare import resolve
+from ..runs import method_folder, safe_name
+
+EXPERIMENTS: dict[str, type[Options]] = {
+    "denoising": DenoisingOptions,
+    "inpainting": InpaintingOptions,
+    "sr": SuperResolutionOptions,
+}
+_KEYS = ("experiment", "figures", "options", "grid", "quick")
+
+
+@dataclass
+class Sweep:
+    """What a sweep's file says: options of all runs, and the axes of the grid or grids."""
+
+    path: Path
+    experiment: type[Options]
+    figures: list[str] = field(default_factory=list)
+    options: dict = field(default_factory=dict)
+    grids: list[dict] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid: its labels, axis by axis, and the options as given."""
+
+    labels: dict
+    given: dict
+
+
+def load(path: str | Path, quick: bool = False) -> Sweep:
+    """Read a sweep's YAML file; with ``quick`` as its quick version.
+
+    Raises:
+        UserError: naming the file, and the key that will not do.
+    """
+    path = Path(path)
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a YAML file ({str(error).splitlines()[0]})") from error
+    loaded = _mapping(path, "the file", loaded)
+    _known(path, loaded, _KEYS)
+    name = str(loaded.get("experiment", "denoising"))
+    if name not in EXPERIMENTS:
+        raise UserError(f"{path}: experiment {name}: {nearest(name, EXPERIMENTS)}")
+    options = _mapping(path, "options", loaded.get("options"))
+    grid = loaded.get("grid")
+    if quick:
+        if "quick" not in loaded:
+            raise UserError(f"{path}: has no quick version")
+        short = _mapping(path, "quick", loaded["quick"])
+        _known(path, short, ("options", "grid"))
+        options |= _mapping(path, "quick: options", short.get("options"))
+        grid = short.get("grid", grid)
+    grids = grid if isinstance(grid, list) else [grid]
+    grids = [_axes(path, g) for g in grids]
+    _options_exist(path, EXPERIMENTS[name], options, grids)
+    figures = loaded.get("figures", [])
+    figures = [str(f) for f in figures] if isinstance(figures, list) else [str(figures)]
+    return Sweep(path, EXPERIMENTS[name], figures, options, grids)
+
+
+def _mapping(path: Path, what: str, value) -> dict:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: {what} must hold `name: value` lines")
+    return {str(k): v for k, v in value.items()}
+
+
+def _known(path: Path, given: dict, known: tuple[str, ...]) -> None:
+    for key in given:
+        if key not in known:
+            raise UserError(f"{path}: unknown key {key}: {nearest(key, known)}")
+
+
+def _options_exist(path: Path, cls: type[Options], options: dict, grids: list[dict]) -> None:
+    known = [f.name for f in fields(cls)]
+    points = [point for axes in grids for axis in axes.values() for point in axis.values()]
+    for option in itertools.chain(options, *points):
+        if option not in known:
+            raise UserError(f"{path}: unknown option {option}: {nearest(option, known)}")
+
+
+def _axes(path: Path, grid) -> dict[str, dict]:
+    """Axis -> label -> options."""
+    axes = {}
+    for axis, values in _mapping(path, "grid", grid).items():
+        if isinstance(values, dict):
+            labels = {k: _mapping(path, f"grid: {axis}: {k}", v) for k, v in values.items()}
+        else:
+            values = values if isinstance(values, list) else [values]
+            labels = {_label(v): {axis: v} for v in values}
+        if not labels:
+            raise UserError(f"{path}: grid: {axis} has no values")
+        axes[axis] = labels
+    return axes
+
+
+def _label(value) -> str | int:
+    if isinstance(value, list):
+        return "x".join(map(str, value))
+    return value if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def cells(sweep: Sweep, typed: dict) -> list[Cell]:
+    """All points of the grid, with what was ``typed`` as flags in the place of what is there.
+
+    A flag takes the place of an axis of its name. Raises UserError for one that an axis varies
+    under other labels, and for an option that two axes set.
+    """
+    found = []
+    for axes in sweep.grids:
+        axes = {axis: labels for axis, labels in axes.items() if axis not in typed}
+        for combination in itertools.product(*(labels.items() for labels in axes.values())):
+            given = dict(sweep.options)
+            set_by: dict[str, str] = {}
+            for axis, (_, options) in zip(axes, combination, strict=True):
+                for name, value in options.items():
+                    if name in typed:
+                        raise UserError(
+                            f"--{name}: {sweep.path.name} varies it by {axis}; edit that file"
+                        )
+                    if name in set_by:
+                        raise UserError(f"{sweep.path}: {set_by[name]} and {axis} both set {name}")
+                    given[name], set_by[name] = value, axis
+            labels = {axis: label for axis, (label, _) in zip(axes, combination, strict=True)}
+            found.append(Cell(labels, given | typed))
+    return found
+
+
+def _method(cell: Cell, o: Options) -> Path:
+    """The folder of a cell's runs: its labels are the special name, but for what is there anyway.
+
+    A number follows the name of its axis (``seed7``), a word stands alone (``bilinear``).
+    """
+    parts = [o.special] if o.special else []
+    for axis, label in cell.labels.items():
+        if axis not in ("folder_path", "model_type"):
+            parts.append(safe_name(label if isinstance(label, str) else f"{axis}{label}"))
+    return method_folder(o.save_folder, o.task, o.model_type, "_".join(parts))
+
+
+WIDTH_OF_TEXTURE = "texture"  # as the value of ``dim``: the width that the picture's folder names
+
+
+def plans(
+    sweep: Sweep, typed: dict, save_folder: str, switches: Switches
+) -> tuple[list[Plan], list[str]]:
+    """Every run of the sweep, checked; nothing is written. The notes say what flags do not do.
+
+    ``typed`` are flags, by name; without ``save_folder`` among them the runs go to the one given.
+
+    Raises:
+        UserError: an option, a picture or a folder that will not do.
+    """
+    found: list[Plan] = []
+    notes: dict[str, None] = {}
+    places: dict[Path, list[tuple[data.Item, Options, dict]]] = {}
+    for cell in cells(sweep, typed):
+        given = {"save_folder": save_folder, **cell.given}
+        by_texture = given.get("dim") == WIDTH_OF_TEXTURE
+        if by_texture:
+            del given["dim"]
+        options, said = fill(sweep.experiment, given)
+        for item in data.resolve(options.folder_path):
+            width = {"dim": [_width(item)]} if by_texture else {}
+            resolved, unused = resolve(replace(options, **width))
+            notes |= dict.fromkeys([*said, *([unused] if unused else [])])
+            here = places.setdefault(_method(cell, resolved), [])
+            if (item, resolved, cell.labels) not in here:
+                here.append((item, resolved, cell.labels))
+    for folder, here in places.items():
+        names = folder_names([item.name for item, _, _ in here])
+        for name, (item, options, labels) in zip(names, here, strict=True):
+            found += plan(options, [item], [folder / name], labels, switches)
+    return found, [note for note in notes if any(f"--{flag} " in note for flag in typed)]
+
+
+def _width(item: data.Item) -> int:
+    if item.label is None:
+        raise UserError(
+            f"dim: {WIDTH_OF_TEXTURE}: {item.path} is in no folder 32, 64 or 128 that tells its "
+            "width; give --dim, or take pictures of texture-dip"
+        )
+    return item.label
