@@ -9,6 +9,7 @@ from dip_recon.fit import (
     LOSSES,
     OPTIMIZERS,
     Backtracking,
+    Decay,
     bf16_available,
     choose,
     fit,
@@ -91,7 +92,7 @@ def test_psnr_to_the_measurement_counts_known_pixels_only():
 
 def test_schedule_sets_the_learning_rate(fresh):
     seen = []
-    state = fresh(schedule=lambda i: 0.5 ** (i // 2))
+    state = fresh(schedule=Decay(0.5, 2))
     fit(state, 4, [lambda s: seen.append(s.optimizer.param_groups[0]["lr"])])
     assert seen == [0.01, 0.01, 0.005, 0.005]
 

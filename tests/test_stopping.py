@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from conftest import refused
 
 from dip_recon import stopping
 from dip_recon.errors import UserError
+from dip_recon.operators import Mask
+from dip_recon.problem import Problem
 
 
 def outputs(n=60, lowest=30, size=(1, 1, 8, 8)):
@@ -89,9 +92,11 @@ def test_memory_is_bounded_by_the_samples():
 
 @pytest.mark.parametrize("name", list(stopping.RULES))
 def test_resumed_rule_decides_alike(name, tmp_path):
-    whole = stopping.make(name, patience=12, window=5)
-    first, second = (stopping.make(name, patience=12, window=5) for _ in range(2))
-    for rule in (whole, first, second):
+    settings = {"patience": 12, "window": 5, "mns_hold": 16}
+    problem = Problem.denoising(torch.full((1, 1, 8, 8), 0.5), sigma=25)
+    rules = [stopping.make(name, problem=problem, **settings) for _ in range(3)]
+    whole, first, second = rules
+    for rule in rules:
         rule.start = 5
         rule.samples = 40  # of 64: the same ones are picked again
     for i, out in outputs(100):
@@ -115,3 +120,76 @@ def test_resumed_rule_decides_alike(name, tmp_path):
 def test_bad_settings_are_refused(name, settings):
     with pytest.raises(UserError, match="--"):
         stopping.make(name, **settings)
+
+
+# ---------------------------------------------------------------- method noise
+
+
+def noisy(sigma, x=0.5, size=(64, 64)):
+    clean = torch.full((1, 1, *size), x)
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(5)) * sigma / 255
+    return Problem.denoising((clean + noise).clamp(0, 1), clean, sigma=sigma)
+
+
+@pytest.mark.parametrize("x", [0.0, 0.02, 0.3, 0.97, 1.0])
+@pytest.mark.parametrize("sigma", [5, 25, 75])
+def test_the_rms_of_clipped_noise_is_what_sampling_gives(x, sigma):
+    n = torch.randn(400_000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    clean = torch.full_like(n, x)
+    sampled = ((clean + sigma / 255 * n).clamp(0, 1) - clean).square().mean().sqrt()
+    expected = stopping.clipped_rms(clean.float(), sigma / 255)
+    assert float(expected / sampled) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("name, share", [("SMNS", 24.45 / 25), ("AMNS", 1.0)])
+def test_method_noise_ends_the_run_when_it_was_low_often_enough(name, share):
+    problem = noisy(25)
+    rule = stopping.make(name, problem=problem, mns_hold=3)
+    assert not rule.estimated and rule.sigma == 25
+    rms = share * 25 / 255
+
+    def at(distance):  # a candidate that is this far from y
+        return problem.y + distance
+
+    # above, below, above again: what was below still counts
+    said = [rule.update(i, None, at(rms * f)) for i, f in enumerate([1.2, 0.97, 1.2, 0.97, 0.97])]
+    assert said == [False, False, False, False, True]
+    assert rule.iteration == 4 and rule.picture.equal(at(rms * 0.97))
+
+
+def test_method_noise_resumes_where_it_was():
+    problem = noisy(25)
+    first, second = (stopping.make("AMNS", problem=problem, mns_hold=2) for _ in range(2))
+    assert not first.update(0, None, problem.y)
+    second.load_state_dict(first.state_dict())
+    assert second.update(1, None, problem.y)
+
+
+def test_the_noise_level_is_estimated_where_it_is_not_known():
+    problem = noisy(20)
+    problem.sigma = None
+    rule = stopping.make("AMNS", problem=problem)
+    assert rule.estimated and rule.sigma == pytest.approx(20, rel=0.1)
+    assert rule.target(problem.y) == pytest.approx(rule.sigma / 255)
+    assert stopping.make("AMNS", problem=problem, sigma=13.0).sigma == 13
+
+
+def test_method_noise_wants_noise():
+    problem = noisy(25)
+    masked = Problem(problem.y, Mask(torch.ones(1, 1, 64, 64)), (64, 64))
+    refused(lambda: stopping.make("AMNS", problem=masked), "AMNS", "--sigma")
+    flat = Problem.denoising(torch.full((1, 1, 64, 64), 0.5))
+    refused(lambda: stopping.make("SMNS", problem=flat), "no noise")
+
+
+def test_unknown_pixels_are_no_method_noise():
+    problem = noisy(25)
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., :32] = 1
+    masked = Problem(problem.y * mask, Mask(mask), (64, 64), sigma=25)
+    rule = stopping.make("SMNS", problem=masked, mns_hold=1)
+    candidate = problem.y.clone()
+    candidate[..., 32:] = 5  # nobody knows
+    assert rule.update(0, None, candidate)
+    candidate[..., :32] += 0.2
+    assert not stopping.make("SMNS", problem=masked, mns_hold=1).update(0, None, candidate)

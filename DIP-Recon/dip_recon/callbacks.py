@@ -33,17 +33,18 @@ class Evaluation:
     def measure(self, state: State) -> dict:
         """Append the row of the present iteration, unless it is there, and return it."""
         check_finite(state)
-        i, x = state.iteration - 1, state.problem.x
+        i, x = state.iteration - 1, state.truth
         if self.rows and self.rows[-1]["iteration"] == i:
             return self.rows[-1]
         row = {"iteration": i, "seconds": round(state.seconds, 3), "loss": float(state.loss)}
         row["psnr_noisy"] = state.problem.psnr_measured(state.smoothed)
         if x is not None:
-            row["psnr_gt"] = metrics.psnr(state.out, x)
+            out, smoothed = state.full_size(state.out), state.full_size(state.smoothed)
+            row["psnr_gt"] = metrics.psnr(out, x)
             same = state.smoothed is state.out
-            row["psnr_gt_sm"] = row["psnr_gt"] if same else metrics.psnr(state.smoothed, x)
+            row["psnr_gt_sm"] = row["psnr_gt"] if same else metrics.psnr(smoothed, x)
             if i % self.ssim_every == 0:
-                row["ssim_gt_sm"] = metrics.ssim(state.smoothed, x)
+                row["ssim_gt_sm"] = metrics.ssim(smoothed, x)
         self.rows.append(row)
         return row
 
@@ -119,7 +120,7 @@ class Snapshots:
         i = state.iteration - 1
         if i in self.iterations:
             check_finite(state)
-            picture = state.smoothed[0].clamp(0, 1).cpu().numpy()
+            picture = state.full_size(state.smoothed)[0].clamp(0, 1).cpu().numpy()
             images.save_png(self.run.folder / "snapshots" / f"{i:05d}.png", picture)
 
 
@@ -152,7 +153,8 @@ class TensorBoard:
                 if name not in ("iteration", "seconds") and value is not None:
                     self.writer.add_scalar(name, value, i)
         if i in self.snapshots:
-            self.writer.add_image("restored", state.smoothed[0].clamp(0, 1).cpu(), i)
+            picture = state.full_size(state.smoothed)[0].clamp(0, 1)
+            self.writer.add_image("restored", picture.cpu(), i)
 
     def close(self) -> None:
         self.writer.close()

@@ -15,13 +15,13 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from . import __version__, data, figures, images, metrics, models
+from . import __version__, data, figures, images, metrics, models, tables
 from .callbacks import (
     Checkpoints,
     Evaluation,
@@ -36,8 +36,16 @@ from .files import cannot_write
 from .fit import Result, State, choose, fit
 from .flags import Switches, parse
 from .options import NOT_IN_THE_NUMBERS, Options
-from .prepare import input_picture, network_input, network_settings, prepare, resolve
+from .prepare import (
+    check_rules,
+    input_picture,
+    network_input,
+    network_settings,
+    prepare,
+    resolve,
+)
 from .runs import Run, check_writable, make_folder, method_folder, safe_name, write_results
+from .stopping import MethodNoise
 from .tasks import JOBS, Job, tensor
 
 
@@ -96,6 +104,7 @@ def plan(
         if o.noise_method in ("image", "noisy_image"):
             network_input(job, o, settings)
         models.check_size(o.model_type, **settings)
+        check_rules(job, o, settings)
         config = configuration(o, job, device, precision)
         this.run.check(config, NOT_IN_THE_NUMBERS, switches.resume, switches.overwrite)
         plans.append(this)
@@ -124,10 +133,14 @@ def run_one(
     run.begin(configuration(o, job, device, precision, labels), switches.overwrite)
     peak_memory(device, reset=True)
     state = prepare(job, o, device, precision)
-    truth = state.problem.x
+    truth = state.truth
     baseline = metrics.psnr(tensor(job.seen), job.problem.x) if truth is not None else float("nan")
     evaluation = Evaluation(o.eval_every, o.iters_print_acc)
     checkpoints = Checkpoints(run, o.checkpoint_every, evaluation, cancelled)
+    rule = state.stopping
+    if isinstance(rule, MethodNoise):
+        known = "estimated from the picture" if rule.estimated else "as given"
+        say(f"{job.name}: noise level {rule.sigma:.2f}, {known}")
     if checkpoints.restore(state):
         say(f"{job.name}: goes on from iteration {state.iteration}")
     images.save_png(run.folder / "noisy.png", job.problem.y[0].numpy())
@@ -167,7 +180,7 @@ def summarise(
     job: Job, o: Options, state: State, result: Result, baseline: float, evaluation: Evaluation
 ) -> dict:
     """result.json's figures; PSNRs in dB, by the names of DESIGN: out, ema, stopped, oracle."""
-    x = state.problem.x
+    x = state.truth
     summary = {
         "image": job.name,
         "model_type": o.model_type,
@@ -214,10 +227,16 @@ def run_all(o: Options, switches: Switches, notes: list[str] = ()) -> list[dict]
     folder = method_folder(o.save_folder, o.task, o.model_type, o.special)
     device, precision = choose(o.device, o.precision)
     items = data.resolve(o.folder_path)
+    runs = getattr(o, "runs", 1)
     if switches.resume and switches.overwrite:
         raise UserError("--resume --overwrite: give one of the two")
-    folders = [folder / name for name in folder_names([item.name for item in items])]
-    plans = plan(o, items, folders, {}, switches)
+    names = folder_names([item.name for item in items])
+    plans = []
+    for item, name in zip(items, names, strict=True):
+        for n in range(runs):
+            this = replace(o, seed=o.seed + n, noise_seed=_noise_seed(o)) if runs > 1 else o
+            place = folder / (f"{name}_run{n + 1}" if runs > 1 else name)
+            plans += plan(this, [item], [place], {}, switches)
     if not switches.dry_run:
         check_writable(folder)
     notes = [*notes, unused] if unused else notes
@@ -238,13 +257,20 @@ def run_all(o: Options, switches: Switches, notes: list[str] = ()) -> list[dict]
                 summaries.append(run.result())
                 continue
             say(f"Sample {n + 1} {name}")
-            summary, _ = run_one(this.job(), run, o, switches, say, labels=this.labels)
+            summary, _ = run_one(this.job(), run, this.options, switches, say, labels=this.labels)
             summaries.append(summary)
             write_results(folder)
             say(closing(summary))
         write_results(folder)
         say(f"results: {folder / 'results.csv'}")
+        if runs > 1:
+            for line in tables.write_means([p.run for p in plans], runs, folder / "means.csv"):
+                say(line)
     return summaries
+
+
+def _noise_seed(o: Options) -> int:
+    return o.seed if o.noise_seed is None else o.noise_seed
 
 
 def folder_names(names: list[str]) -> Iterator[str]:

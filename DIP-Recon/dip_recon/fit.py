@@ -70,6 +70,10 @@ class Backtracking:
         self.scale = 1.0
         self._good: list[Tensor] = []
 
+    def forget(self) -> None:
+        """Begin anew: what was good is no measure for what comes now."""
+        self.good_error, self._good = float("inf"), []
+
     def _tensors(self, state: State) -> list[Tensor]:
         moments = [t for s in state.optimizer.state.values() for t in s.values()]
         tensors = [*state.network.parameters(), *state.network.buffers(), *moments]
@@ -106,6 +110,23 @@ class Backtracking:
             setattr(self, key, value)
 
 
+class Decay:
+    """Schedule: the learning rate times ``gamma`` every ``step_size`` iterations; 1 leaves it.
+
+    A schedule is called with the state before every step and returns the factor on the learning
+    rate; it may change the state. ``restore`` puts back what a checkpoint does not hold.
+    """
+
+    def __init__(self, gamma: float = 1.0, step_size: int = 1) -> None:
+        self.gamma, self.step_size = gamma, step_size
+
+    def __call__(self, state: State) -> float:
+        return self.gamma ** (state.iteration // self.step_size)
+
+    def restore(self, state: State) -> None:
+        """Nothing but the iteration matters."""
+
+
 @dataclass
 class State:
     """Everything that a fit reads and changes; callbacks may look at all of it.
@@ -118,6 +139,7 @@ class State:
             tensor where ``ema`` is 0.
         loss: last value of the whole objective, a detached scalar tensor.
         stopped: whether the stopping rule has ended the run.
+        whole: the problem at the picture's own size, while a schedule has a reduced one fitted.
     """
 
     problem: Problem
@@ -130,7 +152,7 @@ class State:
     ema: float = 0.99
     loss_fn: Callable[[Tensor, Tensor], Tensor] = LOSSES["mse"]
     tv_weight: float = 0.0
-    schedule: Callable[[int], float] = lambda iteration: 1.0
+    schedule: Decay = field(default_factory=Decay)
     stopping: Fixed = field(default_factory=Fixed)
     backtracking: Backtracking | None = None
     precision: str = "fp32"
@@ -140,11 +162,24 @@ class State:
     out: Tensor | None = None
     smoothed: Tensor | None = None
     loss: Tensor | None = None
+    whole: Problem | None = None
 
     def __post_init__(self) -> None:
         orders = (torch.contiguous_format, torch.channels_last)
         if not any(self.z.is_contiguous(memory_format=order) for order in orders):
             self.z = self.z.contiguous()  # a window into a larger tensor
+
+    @property
+    def truth(self) -> Tensor | None:
+        """The clean picture at its own size, if it is known."""
+        return (self.whole or self.problem).x
+
+    def full_size(self, picture: Tensor) -> Tensor:
+        """An output at the picture's own size: enlarged bilinearly while it is smaller."""
+        size = (self.whole or self.problem).size
+        if tuple(picture.shape[-2:]) == tuple(size):
+            return picture
+        return nn.functional.interpolate(picture, size=size, mode="bilinear", align_corners=True)
 
     PLAIN: ClassVar = ("iteration", "seconds", "stopped", "out", "smoothed", "loss")
 
@@ -167,6 +202,7 @@ class State:
         device = self.z.device
         for key in self.PLAIN:
             setattr(self, key, _moved(saved[key], device))
+        self.schedule.restore(self)
         self.generator.set_state(saved["generator"])
         for key, part in self._parts().items():
             # the optimiser puts its own state where it wants it: step counts stay on the CPU
@@ -209,7 +245,7 @@ def step(s: State) -> bool:
 
     Returns True when the stopping rule ends the run.
     """
-    lr = s.lr * s.schedule(s.iteration) * (s.backtracking.scale if s.backtracking else 1)
+    lr = s.lr * s.schedule(s) * (s.backtracking.scale if s.backtracking else 1)
     for group in s.optimizer.param_groups:
         group["lr"] = lr
     z = s.z
@@ -260,7 +296,7 @@ def fit(state: State, iterations: int, callbacks: Sequence[Callable[[State], Non
             callback(state)
     check_finite(state)
     rule = state.stopping
-    pictures = (p.clamp(0, 1) for p in (state.out, state.smoothed, rule.picture))
+    pictures = (state.full_size(p).clamp(0, 1) for p in (state.out, state.smoothed, rule.picture))
     return Result(*pictures, rule.iteration, state.iteration, state.seconds, state.stopped)
 
 

@@ -171,6 +171,10 @@ def _idle(o: Options, given: dict) -> list[str]:
     picture_input = o.noise_method in ("image", "noisy_image")
     needs = {
         "patience": (o.stopping != "fixed", "--stopping ES-WMV or ES-EMV"),
+        "sigma": (o.stopping in ("SMNS", "AMNS"), "--stopping SMNS or AMNS"),
+        "mns_hold": (o.stopping in ("SMNS", "AMNS"), "--stopping SMNS or AMNS"),
+        "transition": (o.growing, "--growing True"),
+        "stabilisation": (o.growing, "--growing True"),
         "window": (o.stopping == "ES-WMV", "--stopping ES-WMV"),
         "gamma": (o.decay_lr, "--decay_lr True"),
         "step_size": (o.decay_lr, "--decay_lr True"),

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from .errors import UserError, nearest
 
+STOPPING = ("fixed", "none", "SMNS", "AMNS", "ES-WMV", "ES-EMV")
 SNAPSHOTS = (0, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
 
@@ -140,8 +141,30 @@ class Options:
     backtracking_lr: float = option(
         0.9, "factor on the learning rate at each such step", kind=float, above=0, at_most=1
     )
+    # growing
+    growing: bool = option(False, "grow PG_DIP level by level while it is fitted", kind=bool)
+    transition: list[int] = option(
+        [70, 100], "iterations of fading a level in, and the top level", kind=int, at_least=0
+    )
+    stabilisation: list[int] = option(
+        [50, 650], "iterations at a level then, and at the top level", kind=int, at_least=1
+    )
     # stopping
-    stopping: str = option("fixed", "when to stop", choices=("fixed", "ES-WMV", "ES-EMV"))
+    stopping: str = option(
+        "fixed",
+        "when to stop; none is fixed",
+        choices=STOPPING,
+    )
+    sigma: float | None = option(
+        None,
+        "noise level that SMNS and AMNS go by, 0-255; by default the one added, or estimated",
+        kind=float,
+        above=0,
+        at_most=255,
+    )
+    mns_hold: int = option(
+        25, "iterations that SMNS and AMNS want below their target", kind=int, at_least=1
+    )
     patience: int = option(
         1000, "iterations without a new minimum", kind=int, at_least=1, at_most=10**9
     )
@@ -178,6 +201,8 @@ class Options:
             raise UserError(
                 f"--exp_weight {self.exp_weight:g}: give a weight below 1, such as 0.99"
             )
+        if self.stopping == "none":
+            self.stopping = "fixed"
         if not 1 <= len(self.decay) <= 2:
             raise UserError(f"--decay {words(self.decay)}: give one number, or two")
         if self.batch_size != 1:
@@ -221,7 +246,7 @@ NETWORK_OPTIONS = (
 NOT_IN_THE_NUMBERS = (
     "folder_path", "save_folder", "special", "verbose", "iters_print_acc",
     "snapshots", "checkpoint_every", "in_size", "out_chns", "batch_size", "versions",
-    "labels", "upsample_taps",
+    "labels", "upsample_taps", "runs",
 )  # fmt: skip
 
 
@@ -237,12 +262,20 @@ class DenoisingOptions(Options):
         at_least=0,
         at_most=10000,
     )
+    noise_seed: int | None = option(
+        None, "seed of the noise added, where it is not --seed", kind=int, at_least=0,
+        at_most=2**32 - 2,
+    )  # fmt: skip
     poisson_scale: float = option(
         0.0,
         "add Poisson noise of this scale instead; 0 for none",
         kind=float,
         at_least=0,
         at_most=1,
+    )
+
+    runs: int = option(
+        1, "runs on the same noisy picture, whose mean is measured too", kind=int, at_least=1
     )
 
     TASKS = ("denoising", "real_denoising")
@@ -252,6 +285,58 @@ class DenoisingOptions(Options):
         super().validate()
         if 0 < self.poisson_scale < 1e-6:
             raise UserError(f"--poisson_scale {self.poisson_scale:g}: give 0, or at least 1e-6")
+
+
+@dataclass
+class BaselineOptions(DenoisingOptions):
+    """DIP as in the table of the paper; two runs on the same noisy picture, and their mean."""
+
+    model_type: str = option("DIP_orig", "network by name", kind=str)
+    num_iters: int = option(1800, "iterations at most", kind=int, at_least=1, at_most=10**9)
+    runs: int = option(2, "runs on the same noisy picture", kind=int, at_least=1)
+
+
+@dataclass
+class MethodNoiseOptions(DenoisingOptions):
+    """DIP with method-noise stopping: --stopping AMNS, SMNS or none."""
+
+    model_type: str = option("DIP_orig", "network by name", kind=str)
+    num_iters: int = option(4000, "iterations at most", kind=int, at_least=1, at_most=10**9)
+    stopping: str = option("AMNS", "when to stop", choices=STOPPING)
+    mns_hold: int = option(75, "iterations below the target", kind=int, at_least=1)
+
+
+@dataclass
+class GrowingOptions(DenoisingOptions):
+    """PG-DIP: the network grows from a small picture to the whole one."""
+
+    model_type: str = option("PG_DIP", "network by name", kind=str)
+    growing: bool = option(True, "grow level by level", kind=bool)
+    num_iters: int | None = option(
+        None,
+        "iterations at most; by default all phases, and 4000 where a rule stops",
+        kind=int,
+        at_least=1,
+        at_most=10**9,
+    )
+    reg_noise_std: float | None = option(
+        None,
+        "deviation of the noise added to the input; by default sigma/1500 + 1/60",
+        kind=float,
+        at_least=0,
+        at_most=1000,
+    )
+    stopping: str = option("AMNS", "when to stop", choices=STOPPING)
+
+    def validate(self) -> None:
+        super().validate()
+        if self.reg_noise_std is None:
+            self.reg_noise_std = (self.sigma or self.noise_sigma) / 1500 + 1 / 60
+        if self.num_iters is None:
+            # four levels below the top, of which the lowest is not faded in
+            lengths = 3 * self.transition[0] + 4 * self.stabilisation[0]
+            lengths += self.transition[-1] + self.stabilisation[-1]
+            self.num_iters = lengths if self.stopping == "fixed" else 4000
 
 
 @dataclass

@@ -11,9 +11,12 @@ import torch
 
 from . import data, models, noise, stopping
 from .errors import UserError
-from .fit import LOSSES, Backtracking, State, make_optimizer
+from .fit import LOSSES, Backtracking, Decay, State, make_optimizer
+from .growing import Growing
 from .inputs import channels_of, make_input
+from .operators import Identity
 from .options import NETWORK_OPTIONS, Options, words
+from .problem import Problem
 from .tasks import Job, load
 
 
@@ -108,6 +111,21 @@ def network_input(job: Job, o: Options, settings: dict) -> torch.Tensor:
     )
 
 
+def _rule(problem: Problem, o: Options) -> stopping.Fixed:
+    settings = {"patience": o.patience, "window": o.window, "mns_hold": o.mns_hold}
+    return stopping.make(o.stopping, problem=problem, sigma=o.sigma, **settings)
+
+
+def check_rules(job: Job, o: Options, settings: dict) -> None:
+    """Raise UserError if the stopping rule or the growing does not go with this picture."""
+    _rule(job.problem, o)
+    if o.growing:
+        if not isinstance(job.problem.A, Identity):
+            raise UserError(f"--growing True: for denoising only, not for {o.task}")
+        network = models.build(o.model_type, **settings, device="meta")
+        Growing.of(network, o.transition, o.stabilisation)
+
+
 def prepare(job: Job, o: Options, device: torch.device, precision: str) -> State:
     """A fresh state for this picture: network, input, optimiser and rule, as the options say."""
     if precision == "fp32":  # cuDNN's default is TF32, 10 bits of mantissa
@@ -119,9 +137,12 @@ def prepare(job: Job, o: Options, device: torch.device, precision: str) -> State
     if precision == "bf16":  # the kernels for bfloat16 are made for this layout
         network = network.to(memory_format=torch.channels_last)
         z = z.to(memory_format=torch.channels_last)
-    decays = (lambda i: o.gamma ** (i // o.step_size)) if o.decay_lr else (lambda i: 1.0)
+    problem = job.problem.to(device)
+    schedule = Decay(o.gamma, o.step_size) if o.decay_lr else Decay()
+    if o.growing:
+        schedule = Growing.of(network, o.transition, o.stabilisation)
     return State(
-        problem=job.problem.to(device),
+        problem=problem,
         network=network,
         z=z,
         optimizer=make_optimizer(o.optimizer, network.parameters(), o.lr, o.decay[0]),
@@ -131,8 +152,8 @@ def prepare(job: Job, o: Options, device: torch.device, precision: str) -> State
         ema=o.exp_weight,
         loss_fn=LOSSES[o.loss_func],
         tv_weight=o.tv_weight,
-        schedule=decays,
-        stopping=stopping.make(o.stopping, patience=o.patience, window=o.window),
+        schedule=schedule,
+        stopping=_rule(problem, o),
         backtracking=Backtracking(o.backtracking, o.backtracking_lr) if o.backtracking else None,
         precision=precision,
     )

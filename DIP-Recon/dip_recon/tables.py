@@ -9,10 +9,17 @@ import csv
 import io
 import math
 from collections.abc import Iterable
+from pathlib import Path
+from statistics import fmean
 
+import numpy as np
+
+from . import images
 from .figures.methods import SHORT, methods, shown
 from .figures.records import Record, group, over_seeds
 from .figures.style import natural
+from .files import atomic
+from .runs import Run
 
 # Columns of numbers, and how they are printed; a column is followed by its deviation.
 FORMATS = {
@@ -106,6 +113,39 @@ def _range(values: list[float]) -> int | str | None:
         return None
     least, most = round(min(values)), round(max(values))
     return least if least == most else f"{least:,}–{most:,}"
+
+
+def write_means(runs: list[Run], each: int, path: Path) -> list[str]:
+    """PSNR of several runs on the same noisy picture and of the mean of their pictures.
+
+    ``runs`` are in order, ``each`` of them a picture, all finished and with ground truth; the
+    thesis of PG-DIP reports two. Writes a row a picture and returns the lines to print; none for
+    pictures whose truth is not known.
+    """
+    rows = []
+    for first in range(0, len(runs), each):
+        these = runs[first : first + each]
+        if not (these[0].folder / "clean.png").is_file():
+            continue
+        clean = images.read(these[0].folder / "clean.png").data
+        results = [run.result() for run in these]
+        mean = np.mean([_restored(run) for run in these], axis=0)
+        singles = {f"PSNR_run{n + 1}": r["psnr_stopped"] for n, r in enumerate(results)}
+        error = float(((mean - clean) ** 2).mean())
+        row = {"ID": results[0]["image"], **singles, "PSNR_mean": round(-10 * math.log10(error), 4)}
+        rows.append({**row, "Noisy_Baseline": results[0]["psnr_noisy"]})
+    if not rows:
+        return []
+    columns = [c for c in rows[0] if c != "ID"]
+    rows.append({"ID": "mean", **{c: round(fmean(row[c] for row in rows), 4) for c in columns}})
+    with atomic(path) as temporary:
+        temporary.write_text(to_csv(rows), encoding="utf-8", newline="")
+    return ["  ".join(f"{k} {v}" for k, v in row.items()) for row in rows]
+
+
+def _restored(run: Run) -> np.ndarray:
+    """The restored picture as the run folder has it, [C, H, W] in [0, 1]."""
+    return images.read(run.folder / "restored.png").data
 
 
 # ---------------------------------------------------------------- writing

@@ -70,7 +70,7 @@ def denoising_job(item: data.Item, o: Options) -> Job:
         y, x, sigma = load(item.path, o), None, None
     else:
         x, sigma = load(item.path, o), None if o.poisson_scale else o.noise_sigma
-        rng = np.random.RandomState(o.seed)
+        rng = np.random.RandomState(o.seed if o.noise_seed is None else o.noise_seed)
         if o.poisson_scale:
             y = noise.add_poisson(x, o.poisson_scale, rng)
         else:
