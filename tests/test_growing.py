@@ -56,7 +56,7 @@ def test_every_level_takes_any_size_and_teaches_what_it_uses():
             net.level, net.alpha = level, alpha
             net.zero_grad()
             out = net(torch.rand(1, 4, 37, 31))
-            assert out.shape == (1, 3, 37, 31) and 0 <= out.min() and out.max() <= 1
+            assert out.shape == (1, 3, 37, 31) and out.min() >= 0 and out.max() <= 1
             out.mean().backward()
             taught = {n.split(".")[1] for n, p in net.named_parameters() if p.grad is not None}
             assert taught == {str(n) for n in range(level)}
@@ -171,7 +171,7 @@ def test_growing_is_for_its_network_and_for_noise(tmp_path, folder, capsys):
     ):
         assert call(cls, tmp_path / "x", f"--folder_path {folder} {text}") == 2
         said = capsys.readouterr().err
-        assert said.count("\n") == 1 and text.split()[-2].split("=")[0] in said or "--" in said
+        assert said.count("\n") == 1 and "--" in said
     assert not (tmp_path / "x").exists()
 
 
@@ -188,7 +188,8 @@ def test_the_baseline_measures_two_runs_and_their_mean(tmp_path, folder, capsys)
     mean = -10 * math.log10(((np.mean(pictures, axis=0) - clean) ** 2).mean())
     rows = {row["ID"]: row for row in csv.DictReader((method / "means.csv").open())}
     assert float(rows["grey"]["PSNR_mean"]) == pytest.approx(mean, abs=1e-3)
-    assert float(rows["grey"]["PSNR_run2"]) == pytest.approx(second.result()["psnr_stopped"], abs=1e-3)
+    alone = second.result()["psnr_stopped"]
+    assert float(rows["grey"]["PSNR_run2"]) == pytest.approx(alone, abs=1e-3)
     assert set(rows) == {"colour", "grey", "mean"}
 
 

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from dip_recon import images, models
-from dip_recon.flags import parse
+from dip_recon.flags import parse, read
 from dip_recon.models import registry
 from dip_recon.options import DenoisingOptions, InpaintingOptions, SuperResolutionOptions
+from dip_recon.sweeps.command import parser
+from dip_recon.sweeps.grid import cells, load
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
@@ -51,6 +53,19 @@ def test_commands_are_read(script, cls):
         options, _, notes = parse(cls, command.replace("\\\n", " ").split(), script)
         models.get(options.model_type)
         assert not notes
+
+
+def test_sweeps_are_read():
+    root = Path(__file__).parents[1]
+    commands = re.findall(r"^DIP-Recon/scripts/(\w+)\.sh( [^#\n]*)?", README, re.M)
+    assert commands
+    listed = set(re.findall(r"^\| `(\w+)\.sh` \|", README, re.M))
+    assert listed == {path.stem for path in (root / "DIP-Recon" / "scripts").glob("*.sh")}
+    for name, flags in commands:
+        args, rest = parser().parse_known_args([f"{name}.yaml", *(flags or "").split()])
+        sweep = load(root / "DIP-Recon" / "configs" / args.file, args.quick)
+        typed, _ = read(sweep.experiment, rest, "sweep")
+        assert cells(sweep, typed)
 
 
 def test_nothing_is_left_to_fill_in():

@@ -167,7 +167,7 @@ class _Axis:
         """Ticks at the first snapshot's iteration, the last's, and others where there is room."""
         at = dict(zip(self.all, self(self.all), strict=True))
         shown = [self.all[0], self.all[-1]]
-        room = 0.15 * (at[shown[1]] - at[shown[0]])
+        room = 0.2 * (at[shown[1]] - at[shown[0]])
         for i in reversed(self.all):
             if all(abs(at[i] - at[other]) > room for other in shown):
                 shown.append(i)

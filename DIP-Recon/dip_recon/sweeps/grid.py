@@ -136,12 +136,13 @@ def _label(value) -> str | int:
 def cells(sweep: Sweep, typed: dict) -> list[Cell]:
     """All points of the grid, with what was ``typed`` as flags in the place of what is there.
 
-    A flag takes the place of an axis of its name. Raises UserError for one that an axis varies
-    under other labels, and for an option that two axes set.
+    A flag takes the place of an axis that varies it and nothing else. Raises UserError for one that
+    an axis varies together with others, and for an option that two axes set.
     """
     found = []
     for axes in sweep.grids:
-        axes = {axis: labels for axis, labels in axes.items() if axis not in typed}
+        axes = {axis: labels for axis, labels in axes.items() if _varied(labels) - set(typed)
+                or not _varied(labels)}  # fmt: skip
         for combination in itertools.product(*(labels.items() for labels in axes.values())):
             given = dict(sweep.options)
             set_by: dict[str, str] = {}
@@ -157,6 +158,11 @@ def cells(sweep: Sweep, typed: dict) -> list[Cell]:
             labels = {axis: label for axis, (label, _) in zip(axes, combination, strict=True)}
             found.append(Cell(labels, given | typed))
     return found
+
+
+def _varied(labels: dict[str | int, dict]) -> set[str]:
+    """The options that an axis sets; none for one that only labels its grid."""
+    return {option for options in labels.values() for option in options}
 
 
 def _method(cell: Cell, o: Options) -> Path:
