@@ -1,6 +1,7 @@
 """PG-DIP: the network at every level, the schedule, and the scripts that use it."""
 
 import csv
+import itertools
 import math
 
 import numpy as np
@@ -45,7 +46,7 @@ def test_the_phases_of_the_thesis():
     assert len(plan) == 9 and sum(p.length for p in plan) == 50 + 3 * 120 + 750
     assert plan[0].level == 1 and not plan[0].fading
     assert [(p.level, p.fading, p.length) for p in plan[-2:]] == [(5, True, 100), (5, False, 650)]
-    for before, after in zip(plan, plan[1:], strict=False):
+    for before, after in itertools.pairwise(plan):
         assert after.start == before.start + before.length
 
 

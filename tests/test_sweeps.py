@@ -82,7 +82,7 @@ def test_a_flag_takes_the_place_of_an_axis(sweep_file):
     assert [c.given["seed"] for c in found] == ["3", "3"]
     assert all(c.given["lr"] == "0.1" and "seed" not in c.labels for c in found)
     assert len(cells(load(sweep_file()), {"num_scales": "3"})) == 2
-    grid = {"depth": {"flat": {"num_scales": 1, "dim": 4}, "deep": {"num_scales": 2, "dim": 8}}}
+    grid = {"depth": {"flat": {"num_scales": 1, "dim": 4}, "deep": {"num_scales": 2, "dim": 4}}}
     both = load(sweep_file(grid=grid))
     refused(lambda: cells(both, {"num_scales": "3"}), "--num_scales", "depth")
     assert len(cells(both, {"num_scales": "3", "dim": "5"})) == 1

@@ -12,11 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 
-import numpy as np
-
-from . import images
 from .figures.methods import SHORT, methods, shown
-from .figures.records import Record, group, over_seeds
+from .figures.records import Record, group, over_seeds, psnr_of_mean
 from .figures.style import natural
 from .files import atomic
 from .runs import Run
@@ -127,12 +124,9 @@ def write_means(runs: list[Run], each: int, path: Path) -> list[str]:
         these = runs[first : first + each]
         if not (these[0].folder / "clean.png").is_file():
             continue
-        clean = images.read(these[0].folder / "clean.png").data
         results = [run.result() for run in these]
-        mean = np.mean([_restored(run) for run in these], axis=0)
         singles = {f"PSNR_run{n + 1}": r["psnr_stopped"] for n, r in enumerate(results)}
-        error = float(((mean - clean) ** 2).mean())
-        row = {"ID": results[0]["image"], **singles, "PSNR_mean": round(-10 * math.log10(error), 4)}
+        row = {"ID": results[0]["image"], **singles, "PSNR_mean": round(psnr_of_mean(these), 4)}
         rows.append({**row, "Noisy_Baseline": results[0]["psnr_noisy"]})
     if not rows:
         return []
@@ -141,11 +135,6 @@ def write_means(runs: list[Run], each: int, path: Path) -> list[str]:
     with atomic(path) as temporary:
         temporary.write_text(to_csv(rows), encoding="utf-8", newline="")
     return ["  ".join(f"{k} {v}" for k, v in row.items()) for row in rows]
-
-
-def _restored(run: Run) -> np.ndarray:
-    """The restored picture as the run folder has it, [C, H, W] in [0, 1]."""
-    return images.read(run.folder / "restored.png").data
 
 
 # ---------------------------------------------------------------- writing

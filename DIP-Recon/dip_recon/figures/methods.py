@@ -10,8 +10,8 @@ from .style import natural
 
 # Runs are averaged over these, or they say where and how often to look.
 IGNORED = {
-    *NOT_IN_THE_NUMBERS, "image", "picture_sha256", "texture", "seed", "device", "labels",
-    "upsample_taps", "eval_every",
+    *NOT_IN_THE_NUMBERS, "image", "picture_sha256", "texture", "seed", "noise_seed", "device",
+    "labels", "upsample_taps", "eval_every",
 }  # fmt: skip
 # A width may be chosen by the picture (its texture); it is no other method then.
 WIDTHS = ("dim", "up_dim", "skip_dim", "input_dim")

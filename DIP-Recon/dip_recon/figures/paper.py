@@ -18,6 +18,7 @@ from .records import Record, load
 from .sizes import architecture, parameters_and_psnr, width_by_texture
 from .spectra import spectra
 from .style import PAPER, Drawing, put_small_print, save
+from .thesis import psnr_and_time
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ FIGURES = {
     "architecture": Entry("PSNR by depth, skips and width of DIP_2_scaled", architecture),
     "input": Entry("PSNR along the iterations by network input", network_input),
     "table2": Entry("parameters against PSNR, a panel a set (Table 2)", parameters_and_psnr),
+    "time": Entry("PSNR against time, one run and the mean of several (PG-DIP)", psnr_and_time),
     "spectra": Entry("which frequencies are fitted when, by upsampler", spectra),
 }
 

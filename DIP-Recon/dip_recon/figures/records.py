@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from .. import images
 from ..errors import UserError
 from ..runs import Run, find
 from .style import natural
@@ -156,6 +157,13 @@ def over_seeds(records: Iterable[Record], key: str) -> tuple[float, float]:
     mean = np.mean([np.mean(list(seeds.values())) for seeds in means])
     whole = set.intersection(*map(set, means))
     return float(mean), deviation(np.mean([seeds[s] for seeds in means]) for s in sorted(whole))
+
+
+def psnr_of_mean(runs: list[Run]) -> float:
+    """PSNR in dB of the mean of several runs' restored pictures, on one and the same noisy one."""
+    clean = images.read(runs[0].folder / "clean.png").data
+    mean = np.mean([images.read(run.folder / "restored.png").data for run in runs], axis=0)
+    return -10 * math.log10(float(((mean - clean) ** 2).mean()))
 
 
 @dataclass(frozen=True)

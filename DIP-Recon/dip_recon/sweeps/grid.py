@@ -137,21 +137,17 @@ def cells(sweep: Sweep, typed: dict) -> list[Cell]:
     """All points of the grid, with what was ``typed`` as flags in the place of what is there.
 
     A flag takes the place of an axis that varies it and nothing else. Raises UserError for one that
-    an axis varies together with others, and for an option that two axes set.
+    would leave two labels of an axis the same, and for an option that two axes set.
     """
     found = []
-    for axes in sweep.grids:
-        axes = {axis: labels for axis, labels in axes.items() if _varied(labels) - set(typed)
-                or not _varied(labels)}  # fmt: skip
+    for grid in sweep.grids:
+        axes = {axis: _without(labels, typed, axis, sweep) for axis, labels in grid.items()}
+        axes = {axis: labels for axis, labels in axes.items() if labels}
         for combination in itertools.product(*(labels.items() for labels in axes.values())):
             given = dict(sweep.options)
             set_by: dict[str, str] = {}
             for axis, (_, options) in zip(axes, combination, strict=True):
                 for name, value in options.items():
-                    if name in typed:
-                        raise UserError(
-                            f"--{name}: {sweep.path.name} varies it by {axis}; edit that file"
-                        )
                     if name in set_by:
                         raise UserError(f"{sweep.path}: {set_by[name]} and {axis} both set {name}")
                     given[name], set_by[name] = value, axis
@@ -160,9 +156,20 @@ def cells(sweep: Sweep, typed: dict) -> list[Cell]:
     return found
 
 
-def _varied(labels: dict[str | int, dict]) -> set[str]:
-    """The options that an axis sets; none for one that only labels its grid."""
-    return {option for options in labels.values() for option in options}
+def _without(labels: dict, typed: dict, axis: str, sweep: Sweep) -> dict:
+    """An axis without the options that were typed; empty if it has no others."""
+    left = {
+        label: {o: v for o, v in options.items() if o not in typed}
+        for label, options in labels.items()
+    }
+    if left == labels:
+        return labels
+    if not any(left.values()):
+        return {}
+    if any(a == b for a, b in itertools.combinations(left.values(), 2)):
+        name = next(o for options in labels.values() for o in options if o in typed)
+        raise UserError(f"--{name}: {sweep.path.name} varies it by {axis}; edit that file")
+    return left
 
 
 def _method(cell: Cell, o: Options) -> Path:
