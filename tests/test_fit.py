@@ -10,6 +10,7 @@ from dip_recon.fit import (
     OPTIMIZERS,
     Backtracking,
     Decay,
+    LastOutputs,
     bf16_available,
     choose,
     fit,
@@ -95,6 +96,19 @@ def test_schedule_sets_the_learning_rate(fresh):
     state = fresh(schedule=Decay(0.5, 2))
     fit(state, 4, [lambda s: seen.append(s.optimizer.param_groups[0]["lr"])])
     assert seen == [0.01, 0.01, 0.005, 0.005]
+
+
+def test_the_mean_of_the_last_outputs(fresh, tmp_path):
+    outs = []
+    state = fresh(average=LastOutputs(3))
+    fit(state, 5, [lambda s: outs.append(s.out)])
+    torch.testing.assert_close(state.smoothed, torch.stack(outs[-3:]).mean(0))
+    torch.save(state.state_dict(), tmp_path / "c.pt")
+    fit(state, 8)
+    again = fresh(average=LastOutputs(3))
+    again.load_state_dict(torch.load(tmp_path / "c.pt", weights_only=True))
+    fit(again, 8)
+    assert torch.equal(again.smoothed, state.smoothed)
 
 
 def test_total_variation_smooths(fresh):

@@ -50,6 +50,13 @@ def test_the_phases_of_the_thesis():
         assert after.start == before.start + before.length
 
 
+def test_the_length_of_each_level_can_be_given():
+    plan = phases(3, [1, 2, 3, 4], [5, 6, 7, 8])
+    assert [(p.level, p.fading, p.length) for p in plan] == [
+        (1, False, 6), (2, True, 3), (2, False, 7), (3, True, 4), (3, False, 8),
+    ]  # fmt: skip
+
+
 def test_every_level_takes_any_size_and_teaches_what_it_uses():
     net = network()
     for level in (1, 2, 3):
@@ -167,7 +174,7 @@ def test_growing_is_for_its_network_and_for_noise(tmp_path, folder, capsys):
     for cls, text in (
         (DenoisingOptions, "--model_type DIP_2_scaled --growing True"),
         (InpaintingOptions, "--model_type PG_DIP --growing True"),
-        (GrowingOptions, "--transition 1 2 3"),
+        (GrowingOptions, "--num_scales 4 --transition 1 2 3"),
         (InpaintingOptions, "--model_type DIP_2_scaled --stopping AMNS"),
     ):
         assert call(cls, tmp_path / "x", f"--folder_path {folder} {text}") == 2

@@ -127,6 +127,49 @@ class Decay:
         """Nothing but the iteration matters."""
 
 
+class MovingAverage:
+    """Exponential moving average of the outputs with weight ``state.ema`` on the past.
+
+    An average is called with the state after every output and returns the candidate picture; with
+    ``state.ema`` 0 that is the output itself. It begins anew when ``state.smoothed`` is None.
+    """
+
+    def __call__(self, state: State) -> Tensor:
+        if not state.ema:
+            return state.out
+        if state.smoothed is None:
+            return state.out.clone()
+        return state.smoothed.lerp_(state.out, 1 - state.ema)
+
+    def state_dict(self) -> dict:
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        """The average itself is the state's."""
+
+
+class LastOutputs(MovingAverage):
+    """Mean of the last ``count`` outputs, as in PG-DIP's tiles: ``count`` pictures of memory."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.outputs: list[Tensor] = []
+
+    def __call__(self, state: State) -> Tensor:
+        if not state.ema:
+            return state.out
+        if state.smoothed is None:
+            self.outputs = []
+        self.outputs = [*self.outputs, state.out][-self.count :]
+        return torch.stack(self.outputs).mean(0)
+
+    def state_dict(self) -> dict:
+        return {"outputs": self.outputs}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.outputs = state["outputs"]
+
+
 @dataclass
 class State:
     """Everything that a fit reads and changes; callbacks may look at all of it.
@@ -135,8 +178,8 @@ class State:
         z: network input [1, c, h, w]; ``jitter`` is the deviation of the normal noise added to it
             at every iteration, drawn from ``generator``.
         iteration: the number of iterations done.
-        out, smoothed: last output and its exponential moving average, [1, C, H, W]; the same
-            tensor where ``ema`` is 0.
+        out, smoothed: last output and the average of the last ones, [1, C, H, W]; the same tensor
+            where ``ema`` is 0.
         loss: last value of the whole objective, a detached scalar tensor.
         stopped: whether the stopping rule has ended the run.
         whole: the problem at the picture's own size, while a schedule has a reduced one fitted.
@@ -153,6 +196,7 @@ class State:
     loss_fn: Callable[[Tensor, Tensor], Tensor] = LOSSES["mse"]
     tv_weight: float = 0.0
     schedule: Decay = field(default_factory=Decay)
+    average: MovingAverage = field(default_factory=MovingAverage)
     stopping: Fixed = field(default_factory=Fixed)
     backtracking: Backtracking | None = None
     precision: str = "fp32"
@@ -185,6 +229,7 @@ class State:
 
     def _parts(self) -> dict:
         parts = {"network": self.network, "optimizer": self.optimizer, "stopping": self.stopping}
+        parts["average"] = self.average
         return parts | ({"backtracking": self.backtracking} if self.backtracking else {})
 
     def state_dict(self) -> dict:
@@ -267,10 +312,7 @@ def step(s: State) -> bool:
     loss.backward()
     s.optimizer.step()
     s.out, s.loss = out.detach(), loss.detach()
-    if s.smoothed is None or not s.ema:
-        s.smoothed = s.out.clone() if s.ema else s.out
-    else:
-        s.smoothed.lerp_(s.out, 1 - s.ema)
+    s.smoothed = s.average(s)
     return s.stopping.update(s.iteration, s.out, s.smoothed)
 
 

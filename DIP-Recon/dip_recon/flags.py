@@ -175,6 +175,7 @@ def _idle(o: Options, given: dict) -> list[str]:
         "mns_hold": (o.stopping in ("SMNS", "AMNS"), "--stopping SMNS or AMNS"),
         "transition": (o.growing, "--growing True"),
         "stabilisation": (o.growing, "--growing True"),
+        "average_last": (o.exp_weight > 0, "--exp_weight above 0"),
         "window": (o.stopping == "ES-WMV", "--stopping ES-WMV"),
         "gamma": (o.decay_lr, "--decay_lr True"),
         "step_size": (o.decay_lr, "--decay_lr True"),

@@ -8,6 +8,7 @@ is fitted and how far it is faded in, so that a resumed run goes on as an unbrok
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from .errors import UserError
 from .fit import State
 from .models.progressive import ProgressiveSkip
+from .options import words
 from .stopping import Fixed
 
 RAMP = 70  # iterations over which the learning rate rises from 0 in every phase
@@ -33,20 +35,27 @@ class Phase:
 
 
 def phases(
-    levels: int, transition: tuple[int, int] = (70, 100), stabilisation: tuple[int, int] = (50, 650)
+    levels: int, transition: Sequence[int] = (70, 100), stabilisation: Sequence[int] = (50, 650)
 ) -> list[Phase]:
-    """All phases in order; of each pair the second number is for the top level.
+    """All phases in order. Their lengths: one for all levels, one below the top and one there, or
+    one a level from the lowest up (the last ones, where there are fewer levels).
 
     The defaults are the thesis's: 1160 iterations with 5 levels. The lowest level is not faded in.
     """
+    fading_in, stable = (_each(levels, lengths) for lengths in (transition, stabilisation))
     found: list[Phase] = []
     for level in range(1, levels + 1):
-        top = level == levels
-        for fading, lengths in ((True, transition), (False, stabilisation)):
-            if lengths[top] and not (fading and level == 1):
+        for fading, lengths in ((True, fading_in), (False, stable)):
+            if lengths[level - 1] and not (fading and level == 1):
                 start = found[-1].start + found[-1].length if found else 0
-                found.append(Phase(level, fading, start, lengths[top]))
+                found.append(Phase(level, fading, start, lengths[level - 1]))
     return found
+
+
+def _each(levels: int, lengths: Sequence[int]) -> list[int]:
+    if len(lengths) <= 2:
+        return [lengths[0]] * (levels - 1) + [lengths[-1]]
+    return list(lengths)[-levels:]
 
 
 class Growing:
@@ -66,15 +75,17 @@ class Growing:
 
     @classmethod
     def of(cls, network: nn.Module, transition: list[int], stabilisation: list[int]) -> Growing:
-        """The schedule of a network's levels; one number counts for all of them alike."""
+        """The schedule of a network's levels, for lengths as ``phases`` takes them."""
         if not isinstance(network, ProgressiveSkip):
             raise UserError("--growing True: only --model_type PG_DIP can be grown")
-        lengths = {"--transition": transition, "--stabilisation": stabilisation}
-        for flag, given in lengths.items():
-            if len(given) not in (1, 2):
-                raise UserError(f"{flag}: give a number, or one below the top and one at the top")
-        pairs = [(given[0], given[-1]) for given in lengths.values()]
-        return cls(phases(len(network.levels), *pairs))
+        levels = len(network.levels)
+        for flag, given in (("transition", transition), ("stabilisation", stabilisation)):
+            if not given or 2 < len(given) < levels:
+                raise UserError(
+                    f"--{flag} {words(given)}: give one number, one below the top and one there, "
+                    f"or {levels}, one a level"
+                )
+        return cls(phases(levels, transition, stabilisation))
 
     def __call__(self, state: State) -> float:
         phase = self._at(state.iteration)

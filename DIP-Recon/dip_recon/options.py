@@ -124,6 +124,13 @@ class Options:
         kind=float,
         at_least=0,
     )
+    average_last: int = option(
+        0,
+        "average this many last outputs instead; 0 for the moving average",
+        kind=int,
+        at_least=0,
+        at_most=10000,
+    )
     decay: list[float] = option(
         [0.0, 0.0],
         "weight decay (adamw alone), and an unused one",
@@ -144,10 +151,13 @@ class Options:
     # growing
     growing: bool = option(False, "grow PG_DIP level by level while it is fitted", kind=bool)
     transition: list[int] = option(
-        [70, 100], "iterations of fading a level in, and the top level", kind=int, at_least=0
+        [70, 100],
+        "iterations of fading a level in, below the top and there; or of each level",
+        kind=int,
+        at_least=0,
     )
     stabilisation: list[int] = option(
-        [50, 650], "iterations at a level then, and at the top level", kind=int, at_least=1
+        [50, 650], "iterations at a level after that, given alike", kind=int, at_least=1
     )
     # stopping
     stopping: str = option(
@@ -333,10 +343,10 @@ class GrowingOptions(DenoisingOptions):
         if self.reg_noise_std is None:
             self.reg_noise_std = (self.sigma or self.noise_sigma) / 1500 + 1 / 60
         if self.num_iters is None:
-            # four levels below the top, of which the lowest is not faded in
-            lengths = 3 * self.transition[0] + 4 * self.stabilisation[0]
-            lengths += self.transition[-1] + self.stabilisation[-1]
-            self.num_iters = lengths if self.stopping == "fixed" else 4000
+            from .growing import phases
+
+            last = phases(5, self.transition, self.stabilisation)[-1]
+            self.num_iters = last.start + last.length if self.stopping == "fixed" else 4000
 
 
 @dataclass

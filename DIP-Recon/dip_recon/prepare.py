@@ -11,7 +11,15 @@ import torch
 
 from . import data, models, noise, stopping
 from .errors import UserError
-from .fit import LOSSES, Backtracking, Decay, State, make_optimizer
+from .fit import (
+    LOSSES,
+    Backtracking,
+    Decay,
+    LastOutputs,
+    MovingAverage,
+    State,
+    make_optimizer,
+)
 from .growing import Growing
 from .inputs import channels_of, make_input
 from .operators import Identity
@@ -153,6 +161,7 @@ def prepare(job: Job, o: Options, device: torch.device, precision: str) -> State
         loss_fn=LOSSES[o.loss_func],
         tv_weight=o.tv_weight,
         schedule=schedule,
+        average=LastOutputs(o.average_last) if o.average_last else MovingAverage(),
         stopping=_rule(problem, o),
         backtracking=Backtracking(o.backtracking, o.backtracking_lr) if o.backtracking else None,
         precision=precision,
