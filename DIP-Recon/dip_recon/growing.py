@@ -41,8 +41,12 @@ def phases(
     one a level from the lowest up (the last ones, where there are fewer levels).
 
     The defaults are the thesis's: 1160 iterations with 5 levels. The lowest level is not faded in.
+
+    Raises:
+        UserError: another number of lengths.
     """
-    fading_in, stable = (_each(levels, lengths) for lengths in (transition, stabilisation))
+    fading_in = _each(levels, "transition", transition)
+    stable = _each(levels, "stabilisation", stabilisation)
     found: list[Phase] = []
     for level in range(1, levels + 1):
         for fading, lengths in ((True, fading_in), (False, stable)):
@@ -52,7 +56,12 @@ def phases(
     return found
 
 
-def _each(levels: int, lengths: Sequence[int]) -> list[int]:
+def _each(levels: int, flag: str, lengths: Sequence[int]) -> list[int]:
+    if not lengths or 2 < len(lengths) < levels:
+        raise UserError(
+            f"--{flag} {words(lengths)}: give one number, one below the top and one there, or "
+            f"{levels}, one a level"
+        )
     if len(lengths) <= 2:
         return [lengths[0]] * (levels - 1) + [lengths[-1]]
     return list(lengths)[-levels:]
@@ -78,14 +87,7 @@ class Growing:
         """The schedule of a network's levels, for lengths as ``phases`` takes them."""
         if not isinstance(network, ProgressiveSkip):
             raise UserError("--growing True: only --model_type PG_DIP can be grown")
-        levels = len(network.levels)
-        for flag, given in (("transition", transition), ("stabilisation", stabilisation)):
-            if not given or 2 < len(given) < levels:
-                raise UserError(
-                    f"--{flag} {words(given)}: give one number, one below the top and one there, "
-                    f"or {levels}, one a level"
-                )
-        return cls(phases(levels, transition, stabilisation))
+        return cls(phases(len(network.levels), transition, stabilisation))
 
     def __call__(self, state: State) -> float:
         phase = self._at(state.iteration)

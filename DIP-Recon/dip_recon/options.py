@@ -345,7 +345,8 @@ class GrowingOptions(DenoisingOptions):
         if self.num_iters is None:
             from .growing import phases
 
-            last = phases(5, self.transition, self.stabilisation)[-1]
+            levels = self.num_scales or 5  # fewer on small pictures: the top level goes on then
+            last = phases(levels, self.transition, self.stabilisation)[-1]
             self.num_iters = last.start + last.length if self.stopping == "fixed" else 4000
 
 
