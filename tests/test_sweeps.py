@@ -14,12 +14,12 @@ import pytest
 import yaml
 from conftest import refused
 
-from dip_recon import images, sweeps
+from dip_recon import cluster, images, sweeps
 from dip_recon.errors import exit_status
 from dip_recon.flags import Switches, fill
 from dip_recon.prepare import resolve
 from dip_recon.runs import find
-from dip_recon.sweeps import estimate, work
+from dip_recon.sweeps import estimate
 from dip_recon.sweeps.grid import cells, load, plans
 
 HERE = Path(__file__).parents[1] / "DIP-Recon"
@@ -157,7 +157,7 @@ def test_a_mistake_in_the_file_is_named(sweep_file, tmp_path, changed, words, ca
     ],
 )
 def test_a_mistake_in_the_flags_is_named(sweep_file, tmp_path, text, words, capsys, monkeypatch):
-    monkeypatch.setattr(work, "PATIENCE", "1s")
+    monkeypatch.setattr(cluster, "PATIENCE", "1s")
     assert call(sweep_file(), tmp_path, text) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and all(word in said for word in words), said

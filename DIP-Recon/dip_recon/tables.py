@@ -31,7 +31,7 @@ DEVIATION = " deviation"
 
 
 def summary(records: Iterable[Record]) -> list[dict]:
-    """A row a method (and set, if the runs' labels name one), in natural order.
+    """A row a method (and set, or texture class, if labels name one), in natural order.
 
     A method is what the options say that differ among the runs: their columns come first. Then:
     parameters (a range where the width goes by the picture), pictures, seeds, the PSNRs ``noisy``,
@@ -58,7 +58,7 @@ def notes(records: Iterable[Record]) -> list[str]:
     _, split = _split(records)
     sets: dict[str, set] = {}
     for place, runs in split:
-        sets.setdefault(str(place.get("set")), set()).add(frozenset(run.pair for run in runs))
+        sets.setdefault(str(place), set()).add(frozenset(run.pair for run in runs))
     if all(len(pairs) == 1 for pairs in sets.values()):
         return []
     return ["not all rows are over the same pictures and seeds"]
@@ -68,13 +68,14 @@ def _split(records: Iterable[Record]) -> tuple[list[str], list[tuple[dict, list[
     """The options that make the methods, and the runs of each set and method."""
     records = list(records)
     names, groups = methods(records)
+    kind = "set" if any("set" in record.labels for record in records) else "texture"
     split = [
-        ({"set": place} if place is not None else {}, these)
+        ({kind: place} if place is not None else {}, these)
         for runs in groups.values()
-        for place, these in group(runs, lambda r: r.labels.get("set")).items()
+        for place, these in group(runs, lambda r: r.labels.get(kind)).items()
     ]
     # by set first; the sort keeps the methods' order within one
-    return names, sorted(split, key=lambda part: natural(part[0].get("set")))
+    return names, sorted(split, key=lambda part: natural(part[0].get(kind)))
 
 
 def _row(names: list[str], place: dict, runs: list[Record], picture: str | None = None) -> dict:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .. import figures, runs, tables
+from ..cluster import Cluster
 from ..errors import UserError, nearest
 from ..experiment import Plan, open_log
 from ..figures.records import load as load_records
@@ -18,7 +19,7 @@ from ..files import atomic
 from ..fit import choose
 from ..flags import Switches, read
 from .grid import Sweep, load, plans
-from .work import Cluster, Outcome, outcomes
+from .work import Outcome, outcomes
 
 
 def parser(prog: str = "dip-recon sweep") -> argparse.ArgumentParser:

@@ -1,0 +1,185 @@
+"""Where things are computed: in this process, by processes of this machine, or on Dask."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .errors import UserError
+
+_ONE_AT_A_TIME = threading.Lock()  # a worker with several threads still fits one picture
+PATIENCE = "10s"  # with a scheduler that does not answer
+
+
+@dataclass
+class Cluster:
+    """Where runs or tiles are computed.
+
+    workers: processes to start on this machine; 1 computes in this very process. scheduler: the
+    address of a Dask scheduler instead, such as ``tcp://node7:8786``. resources: what a worker
+    must have been started with to be given a run, such as ``{"GPU": 1}``. threads: of torch in
+    each process; None leaves them alone, or shares this machine's cores among its ``workers``.
+    """
+
+    workers: int = 1
+    scheduler: str | None = None
+    resources: dict[str, float] = field(default_factory=dict)
+    threads: int | None = None
+
+    @property
+    def here(self) -> bool:
+        return self.workers == 1 and self.scheduler is None
+
+    @property
+    def threads_each(self) -> int | None:
+        if self.threads or self.here or self.scheduler:
+            return self.threads
+        return max((os.cpu_count() or 1) // self.workers, 1)
+
+    @contextmanager
+    def client(self) -> Iterator:
+        """A Dask client of the scheduler, or of a cluster started on this machine for it.
+
+        Raises:
+            UserError: the extra is not installed, or nobody answers at the address.
+        """
+        try:
+            import distributed
+        except ImportError as error:
+            flag = "--scheduler" if self.scheduler else "--workers"
+            raise UserError(f"{flag}: run: pip install 'dip-recon[cluster]'") from error
+        if self.scheduler:
+            try:
+                client = distributed.Client(self.scheduler, timeout=PATIENCE)
+            except (OSError, TimeoutError, ValueError, TypeError, ImportError) as error:
+                raise UserError(
+                    f"--scheduler {self.scheduler}: no Dask scheduler answers there; "
+                    "an address looks like tcp://node7:8786"
+                ) from error
+            with client:
+                yield client
+            return
+        with (
+            _sigint_ignored() as restore,
+            tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+            distributed.LocalCluster(
+                n_workers=self.workers,
+                threads_per_worker=1,
+                resources=self.resources or None,
+                memory_limit=None,  # Dask's own limit would kill workers
+                dashboard_address=None,
+                local_directory=folder,
+                silence_logs="ERROR",
+            ) as cluster,
+            distributed.Client(cluster) as client,
+        ):
+            restore()
+            yield client
+
+    def each(
+        self,
+        function: Callable[[Any, Callable[[], bool] | None], Any],
+        tasks: Iterable[Any],
+        ahead: int | None = None,
+    ) -> Iterator[tuple[Any, Any]]:
+        """Call ``function(task, cancelled)`` for each task; yield each with what came of it.
+
+        Here in order, with ``cancelled`` None; by workers as they come. ``function`` must be found
+        by its name on a worker, and raise KeyboardInterrupt soon after ``cancelled()`` is True: the
+        task is given to another worker then, or forgotten. A task whose worker died is tried again
+        elsewhere; what comes of one that cannot be done is the exception. ``ahead`` limits how many
+        tasks are sent before they are done, where they are large; a worker has two then.
+        """
+        if self.here:
+            if self.threads:
+                torch.set_num_threads(self.threads)
+            for task in tasks:
+                yield task, function(task, None)
+            return
+        with self.client() as client:
+            yield from self._each(client, function, iter(tasks), ahead)
+
+    def _each(self, client, function, tasks: Iterator, ahead: int | None) -> Iterator:
+        import distributed
+
+        settings = {"resources": self.resources} if self.resources else {}
+        place = (os.getcwd(), os.environ.get("DIP_RECON_DATA"))
+
+        def send(task):
+            more = {"pure": False, "retries": 2, **settings}
+            future = client.submit(_on_worker, function, task, self.threads_each, place, **more)
+            futures[future] = task
+            return future
+
+        futures: dict = {}
+        try:
+            done = distributed.as_completed([send(task) for task in islice(tasks, ahead)])
+            for future in done:
+                task = futures.pop(future)
+                try:
+                    result = future.result()
+                except Exception as error:  # whatever is told of a worker that died
+                    result = error
+                future.release()
+                for more in islice(tasks, 1):
+                    done.add(send(more))
+                yield task, result
+        finally:
+            client.cancel(list(futures))
+
+
+@contextmanager
+def _sigint_ignored() -> Iterator[Callable[[], None]]:
+    """Processes started in here are deaf to Ctrl-C: it is for the one that started them.
+
+    Yields what makes this process listen again before the end.
+    """
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def restore() -> None:
+        signal.signal(signal.SIGINT, before)
+
+    try:
+        yield restore
+    finally:
+        restore()
+
+
+def _on_worker(function: Callable, task, threads: int | None, place: tuple[str, str | None]):
+    """A Dask task. One that the worker cannot end is given back.
+
+    place: the current folder and the variable DIP_RECON_DATA of the process that sent it, by which
+    relative paths and data sets' names mean the same files here.
+    """
+    from distributed import Reschedule, get_worker
+
+    worker = get_worker()
+    key = worker.get_current_task()
+
+    def cancelled() -> bool:
+        task = worker.state.tasks.get(key)
+        return worker.status.name != "running" or task is None or task.state == "cancelled"
+
+    with _ONE_AT_A_TIME:
+        if threads:
+            torch.set_num_threads(threads)
+        before = Path.cwd()
+        os.chdir(place[0])
+        if place[1]:
+            os.environ["DIP_RECON_DATA"] = place[1]
+        try:
+            return function(task, cancelled)
+        except KeyboardInterrupt as interrupt:
+            raise Reschedule from interrupt
+        finally:
+            os.chdir(before)

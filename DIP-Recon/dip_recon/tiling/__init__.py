@@ -1,0 +1,1 @@
+"""Pictures larger than memory, restored tile by tile."""
