@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -55,6 +56,21 @@ def build_parser() -> argparse.ArgumentParser:
             )
         if name == "sr":
             command.add_argument("--factor", type=int, default=4, help="times larger (default 4)")
+        if name == "denoise":
+            command.add_argument(
+                "--tile", type=int, metavar="PIXELS",
+                help="restore tiles of this size (128); large TIFF and Zarr are tiled anyway",
+            )  # fmt: skip
+            command.add_argument(
+                "--overlap", type=int, metavar="PIXELS", help="of tiles, on each side (16)"
+            )
+            command.add_argument("--sigma", type=float, help="noise level, 0-255, if known: tiles")
+            command.add_argument(
+                "--workers", type=int, default=1, metavar="N", help="processes that restore tiles"
+            )
+            command.add_argument(
+                "--scheduler", metavar="ADDRESS", help="of a Dask cluster, for tiles"
+            )
         stop = " at most; it stops by itself" if name == "denoise" else ", as many as are run"
         command.add_argument("--iterations", type=int, help=f"iterations{stop}")
         command.add_argument("--seed", type=int, default=7)
@@ -137,7 +153,7 @@ def main(argv: list[str] | None = None) -> int:
         args = build_parser().parse_args(argv)
         return args.run(args)
 
-    goes_on = "--keep" in argv or argv[:1] == ["sweep"]
+    goes_on = "--keep" in argv or "--tile" in argv or argv[:1] == ["sweep"]
     again = shlex.join(w for w in ["dip-recon", *argv] if w != "--overwrite") if goes_on else None
     return exit_status(work, again)
 
@@ -148,7 +164,25 @@ def main(argv: list[str] | None = None) -> int:
 def _denoise(args) -> None:
     from . import own
 
-    _restore(args, own.denoising(args.picture), own.DENOISING)
+    if args.tile is None and not own.is_large(args.picture):
+        for flag in ("overlap", "sigma", "scheduler"):
+            if getattr(args, flag) is not None:
+                raise UserError(f"--{flag}: only with --tile")
+        _restore(args, own.denoising(args.picture), own.DENOISING)
+        return
+    from .cluster import Cluster
+
+    given = _given(args)
+    for flag in ("tile", "overlap", "sigma"):
+        if getattr(args, flag) is not None:
+            given[flag] = getattr(args, flag)
+    if given.get("tile", 1) < 1 or args.workers < 1:
+        raise UserError("--tile --workers: give whole numbers, at least 1")
+    keep = args.keep or args.output.with_name(f".{args.output.name}.tiles")
+    cluster = Cluster(args.workers, args.scheduler)
+    print(own.denoise_tiled(args.picture, args.output, given, cluster, keep))
+    if args.keep is None:
+        shutil.rmtree(keep)
 
 
 def _inpaint(args) -> None:
@@ -164,14 +198,20 @@ def _enlarge(args) -> None:
     _restore(args, own.super_resolution(args.picture, args.factor), options)
 
 
-def _restore(args, job, options) -> None:
-    from . import images, own
-
+def _given(args) -> dict:
+    """The options that all three commands' flags set."""
     given = {"seed": args.seed, "device": args.device, "precision": args.precision}
     if args.iterations is not None:
         if args.iterations < 1:
             raise UserError(f"--iterations {args.iterations}: must be at least 1")
         given["num_iters"] = args.iterations
+    return given
+
+
+def _restore(args, job, options) -> None:
+    from . import images, own
+
+    given = _given(args)
     if args.keep is not None and not args.keep.name:
         raise UserError("--keep: give a folder's name")
     images.check_writable(args.output)

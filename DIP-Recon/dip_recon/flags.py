@@ -92,6 +92,8 @@ class Switches:
     overwrite: bool = False
     dry_run: bool = False
     tensorboard: bool = False
+    workers: int = 1
+    scheduler: str | None = None
 
 
 def parser(cls: type[Options], prog: str) -> argparse.ArgumentParser:
@@ -120,6 +122,11 @@ def parser(cls: type[Options], prog: str) -> argparse.ArgumentParser:
         ("--tensorboard", "write curves and snapshots for TensorBoard into the run folder too"),
     ):
         parser.add_argument(flag, action="store_true", help=text)
+    if any(f.name == "tile" for f in dataclasses.fields(cls)):
+        parser.add_argument(
+            "--workers", default=1, metavar="N", help="processes that restore tiles (1)"
+        )
+        parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster, for tiles")
     return parser
 
 
@@ -151,7 +158,13 @@ def read(cls: type[Options], argv: list[str], prog: str) -> tuple[dict, Switches
         raise UserError(f"unexpected {unknown[0]!r}: every value follows a --flag")
     given = _read_yaml(args.config, known) if args.config else {}
     given |= {k: v for k, v in vars(args).items() if v is not None and k not in _COMMAND}
-    switches = {f.name: getattr(args, f.name) for f in dataclasses.fields(Switches)}
+    switches = {f.name: getattr(args, f.name, f.default) for f in dataclasses.fields(Switches)}
+    try:
+        switches["workers"] = _integer(switches["workers"])
+    except (ValueError, OverflowError):
+        switches["workers"] = 0
+    if switches["workers"] < 1:
+        raise UserError(f"--workers {args.workers}: give a whole number, at least 1")
     return given, Switches(**switches)
 
 
@@ -175,6 +188,7 @@ def _idle(o: Options, given: dict) -> list[str]:
         "mns_hold": (o.stopping in ("SMNS", "AMNS"), "--stopping SMNS or AMNS"),
         "transition": (o.growing, "--growing True"),
         "stabilisation": (o.growing, "--growing True"),
+        "overlap": (getattr(o, "tile", 0) > 0, "--tile"),
         "average_last": (o.exp_weight > 0, "--exp_weight above 0"),
         "window": (o.stopping == "ES-WMV", "--stopping ES-WMV"),
         "gamma": (o.decay_lr, "--decay_lr True"),
@@ -196,7 +210,7 @@ def _idle(o: Options, given: dict) -> list[str]:
     ]
 
 
-_COMMAND = ("config", "resume", "overwrite", "dry_run", "tensorboard")
+_COMMAND = ("config", *(f.name for f in dataclasses.fields(Switches)))
 
 
 def _closest(name: str, known: list[str]) -> str:

@@ -287,6 +287,16 @@ class DenoisingOptions(Options):
     runs: int = option(
         1, "runs on the same noisy picture, whose mean is measured too", kind=int, at_least=1
     )
+    tile: int = option(
+        0,
+        "restore tiles of about this many pixels a side; 0 only what would not fit into memory",
+        kind=int,
+        at_least=0,
+        at_most=100_000,
+    )
+    overlap: int = option(
+        16, "pixels that a tile is grown by on each side and faded over", kind=int, at_least=0
+    )
 
     TASKS = ("denoising", "real_denoising")
     UNUSED = ("mask_type", "zero_fraction", "sr_factor", "sr_kernel_type")
@@ -348,6 +358,24 @@ class GrowingOptions(DenoisingOptions):
             levels = self.num_scales or 5  # fewer on small pictures: the top level goes on then
             last = phases(levels, self.transition, self.stabilisation)[-1]
             self.num_iters = last.start + last.length if self.stopping == "fixed" else 4000
+
+
+@dataclass
+class TiledOptions(GrowingOptions):
+    """PG-DIP on overlapping tiles: pictures of any size, each tile with its own stop."""
+
+    tile: int = option(128, "pixels a tile's side, about", kind=int, at_least=0, at_most=100_000)
+    dim: list[int] = option([32], "channels a layer", kind=int, at_least=1, at_most=65536)
+    lr: float = option(0.005, "learning rate", kind=float, above=0, at_most=1000)
+    average_last: int = option(
+        20, "average this many last outputs", kind=int, at_least=0, at_most=10000
+    )
+    transition: list[int] = option(
+        [14, 18, 22, 26, 40], "iterations of fading each level in", kind=int, at_least=0
+    )
+    stabilisation: list[int] = option(
+        [13, 16, 19, 22, 4000], "iterations at each level after that", kind=int, at_least=1
+    )
 
 
 @dataclass

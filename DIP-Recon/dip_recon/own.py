@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+import math
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
 from . import data, images, models, operators
+from .cluster import Cluster
 from .errors import UserError
 from .experiment import configuration, run_one
 from .fit import choose
 from .flags import Switches
+from .images import large
 from .options import (
     NOT_IN_THE_NUMBERS,
     DenoisingOptions,
     InpaintingOptions,
     Options,
     SuperResolutionOptions,
+    TiledOptions,
 )
 from .prepare import network_settings, resolve
 from .problem import Problem
 from .runs import Run, check_writable
 from .tasks import Job, denoising_job, enlarge, tensor
+from .tiling import Layout, Tiles
+
+LARGE = 4096**2  # pixels from which a TIFF is denoised by tiles
 
 # ES-WMV's patience of 1000 iterations is as long as a whole run of these small networks.
 DENOISING = DenoisingOptions(
@@ -92,6 +99,70 @@ def restore(job: Job, options: Options, given: dict, folder: Path) -> tuple[dict
     models.check_size(options.model_type, **network_settings(job, options))
     _check_free("--keep", run)
     return run_one(job, run, options, Switches(resume=True), lambda line: None)
+
+
+TILED = TiledOptions(task="real_denoising")
+
+
+def is_large(path: Path) -> bool:
+    """Whether a picture is a Zarr, or has more pixels than the whole-picture path takes on."""
+    if path.suffix.lower() == ".zarr":
+        return True
+    if path.suffix.lower() not in (".tif", ".tiff") or not path.is_file():
+        return False
+    with large.open_source(path) as source:
+        return math.prod(source.size) > LARGE
+
+
+def denoise_tiled(path: Path, output: Path, given: dict, cluster: Cluster, keep: Path) -> str:
+    """Denoise a picture of any size by tiles, from file to file; returns what to print of it.
+
+    Finished tiles stay in ``keep`` until the result is written: the same command goes on there.
+    A TIFF or Zarr is read and written by windows, so that memory does not grow with the picture.
+    """
+    options, _ = resolve(replace(TILED, **given))
+    options.validate()
+    run = Run(keep)
+    with large.open_source(path) as source:
+        if source.channels not in (1, 3):
+            raise UserError(f"{path}: has {source.channels} channels; grey or colour is wanted")
+        layout = Layout(source.size, options.tile, options.overlap)
+        if output.exists():
+            raise UserError(f"{output}: is there already; choose another --output, or remove it")
+        stat = path.stat()
+        identity = {"picture": str(path.resolve()), "bytes": stat.st_size, "time": stat.st_mtime_ns}
+        device, precision = choose(options.device, options.precision)
+        config = {**asdict(options), **identity, "device": device.type, "precision": precision}
+        try:
+            run.check(config, NOT_IN_THE_NUMBERS, resume=True, overwrite=False)
+        except UserError as error:
+            raise UserError(
+                f"{keep}: holds tiles of another picture or other settings; delete it, or choose "
+                "another --keep"
+            ) from error
+        _check_free("--keep", run)
+        tiles = Tiles(source, layout, keep / "tiles", options)
+        tiles.check()
+        # made first, so that a full disk or a bad name shows before hours of fitting
+        alpha = source if source.has_alpha else None
+        large.create_sink(output, source.size, source.channels, source.kind, alpha=alpha).suspend()
+        run.begin(config, overwrite=False)
+        if tiles.sigma is not None:
+            known = "as given" if options.sigma else "estimated from the picture"
+            print(f"{path.name}: {len(layout)} tiles, noise level {tiles.sigma:.2f}, {known}")
+        tiles.fit(cluster)
+        sink = large.create_sink(
+            output, source.size, source.channels, source.kind, alpha=alpha, resume=True
+        )
+        with sink:
+            for (top, _, left, _), window in tiles.blended():
+                sink.write(top, left, window)
+        counts = tiles.write_table(keep / "tiles.csv")
+        tiles.remove()
+    return (
+        f"{output}: {counts['tiles']} tiles, {counts['stop_iteration']} iterations each in the "
+        f"middle, {counts['seconds']:.0f} s in all"
+    )
 
 
 def _check_free(flag: str, run: Run) -> None:

@@ -26,7 +26,7 @@ from .files import atomic, cannot_write
 HISTORY = ("iteration", "seconds", "loss", "psnr_noisy", "psnr_gt", "psnr_gt_sm", "ssim_gt_sm")
 FILES = (
     "config.yaml", "history.csv", "result.json", "checkpoint.pt", "restored.png", "noisy.png",
-    "clean.png", "comparison.png", "curves.png",
+    "clean.png", "comparison.png", "curves.png", "tiles.csv",
 )  # fmt: skip
 RESULTS = ("ID", "PSNR", "SSIM", "Noisy_Baseline")
 
@@ -123,7 +123,9 @@ class Run:
         """Remove what a run has left in the folder, and nothing else."""
         snapshots = self.folder.glob("snapshots/[0-9]*.png")
         boards = self.folder.glob("tensorboard/events.out.*")
-        self._remove([*(self.folder / name for name in FILES), *snapshots, *boards])
+        tiles = self.folder.glob("tiles/[0-9]*.npz")
+        files = (self.folder / name for name in FILES)
+        self._remove([*files, *snapshots, *boards, *tiles])
 
     @staticmethod
     def _remove(paths: Iterable[Path]) -> None:

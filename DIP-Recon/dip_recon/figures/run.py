@@ -17,7 +17,8 @@ def draw_run(run: Run) -> None:
     """Draw ``comparison.png`` and ``curves.png`` into a finished run's folder, where missing."""
     if not (run.folder / "comparison.png").is_file():
         save(comparison(run), run.folder / "comparison.png", dpi=100)
-    if not (run.folder / "curves.png").is_file():
+    # a tiled run has no one line of iterations
+    if not (run.folder / "curves.png").is_file() and len(run.history()) > 1:
         save(curves(run), run.folder / "curves.png", dpi=100)
 
 

@@ -163,8 +163,9 @@ def _line(outcome: Outcome, n: int, total: int, seconds_left: float) -> str:
         return line + outcome.error
     result = outcome.result
     if "psnr_stopped" in result:
-        line += f"{result['psnr_stopped']:.2f} dB"
-        line += f" (oracle {result['psnr_oracle']:.2f} at {result['oracle_iteration']})   "
+        line += f"{result['psnr_stopped']:.2f} dB   "
+    if "psnr_oracle" in result:
+        line += f"(oracle {result['psnr_oracle']:.2f} at {result['oracle_iteration']})   "
     line += f"{outcome.seconds:.0f} s"
     return line + (f"   about {_duration(seconds_left)} left" if n < total else "")
 

@@ -1,0 +1,248 @@
+"""Fit every tile of a picture, keep what is finished, and write the picture they make.
+
+The tiling of PG-DIP (Sidorenko, "Progressively Grown Deep Image Prior", EPFL 2018). A tile is a
+fit like any other, with its own network, input and stop; the seed of tile i is the run's plus i.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from .. import models
+from ..cluster import Cluster
+from ..errors import UserError
+from ..files import atomic
+from ..fit import choose, fit
+from ..noise import estimate_sigma
+from ..options import Options
+from ..prepare import check_rules, network_settings, prepare
+from ..problem import Problem
+from ..runs import make_folder
+from ..tasks import Job, tensor
+from .layout import Layout, Readable, Tile, Window, blend
+
+SEEDS = 2**32 - 1  # numpy's seeds lie below
+MNS = ("SMNS", "AMNS")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker needs of a tile: its pixels [C, h, w] in [0, 1], and the options."""
+
+    tile: Tile
+    y: np.ndarray
+    options: Options
+    sigma: float | None
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A restored tile [C, h, w] float32 in [0, 1], and how it came about."""
+
+    picture: np.ndarray
+    iterations: int
+    stop_iteration: int
+    seconds: float
+
+
+def fit_tile(task: Task, cancelled: Callable[[], bool] | None = None) -> Fitted:
+    """Restore one tile. Raises KeyboardInterrupt soon after ``cancelled()`` is True."""
+    o = replace(task.options, seed=(task.options.seed + task.tile.index) % SEEDS)
+
+    def watch(_) -> None:
+        if cancelled and cancelled():
+            raise KeyboardInterrupt
+
+    state = prepare(_job(task.y, task.sigma), o, *choose(o.device, o.precision))
+    result = fit(state, o.num_iters, [watch])
+    picture = result.restored[0].float().cpu().numpy()
+    return Fitted(picture, result.iterations, result.stop_iteration, result.seconds)
+
+
+def _job(y: np.ndarray, sigma: float | None) -> Job:
+    return Job("tile", Problem.denoising(tensor(y), sigma=sigma, name="a tile"), y, "")
+
+
+class Tiles:
+    """The tiles of one picture, each finished one a file in ``folder``.
+
+    source: gives the noisy picture by windows, ``read(top, bottom, left, right)`` → [C, h, w].
+    sigma: noise level on the 0–255 scale; where it is not known, method-noise stopping goes by one
+        estimated from many tiles.
+    """
+
+    def __init__(
+        self, source: Readable, layout: Layout, folder: Path, o: Options, sigma: float | None = None
+    ) -> None:
+        self.source, self.layout, self.folder = source, layout, Path(folder)
+        self.sigma = sigma or o.sigma
+        if self.sigma is None and o.stopping in MNS:
+            self.sigma = self._estimated()
+        # nothing may depend on the worker but the time
+        device, precision = choose(o.device, o.precision)
+        self.options = replace(o, device=device.type, precision=precision)
+
+    def check(self) -> None:
+        """Raise UserError if the network, the rule or a tile's size will not do; fits nothing."""
+        tile = self.layout[0]
+        job = _job(self.layout.read(tile, self.source), self.sigma)
+        settings = network_settings(job, self.options)
+        models.check_size(self.options.model_type, **settings)
+        check_rules(job, self.options, settings)
+
+    def parameters(self) -> int:
+        """Of the network that each tile has."""
+        settings = network_settings(
+            _job(self.layout.read(self.layout[0], self.source), 1.0), self.options
+        )
+        network = models.build(self.options.model_type, **settings, device="meta")
+        return sum(p.numel() for p in network.parameters())
+
+    def _estimated(self) -> float:
+        """Noise level of the picture: the median over some of its tiles, evenly spread.
+
+        A tile alone may be flat or all texture, and tell nothing of the noise.
+        """
+        step = max(len(self.layout) // 64, 1)
+        tiles = (self.layout[i] for i in range(0, len(self.layout), step))
+        return float(np.median([estimate_sigma(self.layout.read(t, self.source)) for t in tiles]))
+
+    def path(self, tile: Tile) -> Path:
+        return self.folder / f"{tile.index:06d}.npz"
+
+    def missing(self) -> list[Tile]:
+        return [tile for tile in self.layout if not self.path(tile).is_file()]
+
+    def fit(self, cluster: Cluster, bar: bool = True, cancelled=None) -> None:
+        """Fit the tiles that are missing; a bar on stderr tells the time left.
+
+        Pixels go to the workers and come back from them, so they need not see the same disk.
+        """
+        make_folder(self.folder)
+        missing = self.missing()
+        work = fit_tile if cancelled is None else partial(_fit_here, cancelled=cancelled)
+        done = tqdm(
+            total=len(self.layout), initial=len(self.layout) - len(missing), unit="tile",
+            disable=not bar, desc="tiles", smoothing=0.1,
+        )  # fmt: skip
+        with done:
+            for task, fitted in cluster.each(work, map(self._task, missing), 2 * cluster.workers):
+                if isinstance(fitted, Exception):
+                    raise fitted
+                with atomic(self.path(task.tile)) as path, path.open("wb") as file:
+                    np.savez(file, **vars(fitted))
+                done.update()
+
+    def _task(self, tile: Tile) -> Task:
+        return Task(tile, self.layout.read(tile, self.source), self.options, self.sigma)
+
+    def load(self, tile: Tile) -> Fitted:
+        """A finished tile. Raises UserError if its file is damaged."""
+        path = self.path(tile)
+        try:
+            with np.load(path) as saved:
+                values = {name: saved[name] for name in Fitted.__annotations__}
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            raise UserError(
+                f"{path}: damaged; delete it, and run the same command again"
+            ) from error
+        picture = values.pop("picture")
+        return Fitted(picture, **{name: value.item() for name, value in values.items()})
+
+    def blended(self, side: int = 512) -> Iterator[tuple[Window, np.ndarray]]:
+        """The finished picture by windows of ``side``: (top, bottom, left, right) and [C, h, w]."""
+        row = self.layout.shape[1]
+        # a row of windows shares its tiles with the next one and with its own neighbours
+        load = lru_cache(maxsize=min(2 * row + 4, 64))(lambda tile: self.load(tile).picture)
+        for window in self.layout.windows(side):
+            yield window, blend(self.layout, window, load)
+
+    def write_table(self, path: Path) -> dict:
+        """A row a tile, as CSV; returns what they come to: iterations, their median, seconds."""
+        rows = []
+        for tile in self.layout:
+            fitted = self.load(tile)
+            place = dict(zip(("top", "bottom", "left", "right"), tile.region, strict=True))
+            counts = {k: v for k, v in vars(fitted).items() if k != "picture"}
+            rows.append(
+                {"tile": tile.index, **place, **counts, "seconds": round(fitted.seconds, 3)}
+            )
+        with atomic(path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        stops = sorted(row["stop_iteration"] for row in rows)
+        return {
+            "tiles": len(rows),
+            "iterations": max(row["iterations"] for row in rows),
+            "stop_iteration": stops[len(stops) // 2],
+            "seconds": round(sum(row["seconds"] for row in rows), 2),
+        }
+
+    def remove(self) -> None:
+        """Delete the tiles' files, and the folder if nothing else is in it."""
+        for tile in self.layout:
+            self.path(tile).unlink(missing_ok=True)
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+
+def _fit_here(task: Task, _, cancelled: Callable[[], bool]) -> Fitted:
+    """``fit_tile`` for a run that is itself told when to end."""
+    return fit_tile(task, cancelled)
+
+
+def memory_needed(job: Job, o: Options) -> int:
+    """Bytes that fitting the whole picture takes: activations kept for the backward pass, weights.
+
+    Counted on the meta device without computing anything, as if in float32.
+    """
+    settings = network_settings(job, o)
+    network = models.build(o.model_type, **settings, device="meta")
+    z = torch.empty(1, settings["in_channels"], *settings["in_size"], device="meta")
+    kept: dict[int, int] = {}
+
+    def keep(t: torch.Tensor) -> torch.Tensor:
+        kept[id(t.untyped_storage())] = t.numel() * t.element_size()
+        held.append(t)
+        return t
+
+    held: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        out = network(z)
+    weights = sum(p.numel() for p in network.parameters())
+    return sum(kept.values()) + 4 * 4 * weights + 6 * 4 * out.numel() + 4 * z.numel()
+
+
+def memory_free(device: torch.device) -> int:
+    """Bytes that are free on the card, or in this machine; a large number where nobody tells."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo") as file:
+            line = next(line for line in file if line.startswith("MemAvailable"))
+        return int(line.split()[1]) * 1024
+    except (OSError, StopIteration):
+        try:
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (ValueError, OSError, AttributeError):
+            return 2**62
+
+
+def too_large(job: Job, o: Options) -> bool:
+    """Whether the picture would not fit into memory as a whole, with a fifth to spare."""
+    device, _ = choose(o.device, o.precision)
+    return math.prod(job.problem.size) > 512**2 and (
+        memory_needed(job, o) > 0.8 * memory_free(device)
+    )
