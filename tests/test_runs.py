@@ -459,3 +459,28 @@ def test_restored_png_is_the_picture_that_was_measured(folder, tmp_path, picture
     for run in find(tmp_path):
         clean, restored = (images.read(run.folder / f"{n}.png").data for n in ("clean", "restored"))
         assert psnr(clean, restored) == pytest.approx(run.result()["psnr_stopped"], abs=0.02)
+
+
+def test_tensorboard_gets_the_history_and_the_snapshots(folder, tmp_path, monkeypatch, capsys):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    text = f"{SMALL} --folder_path {folder / 'grey.png'} --save_folder {tmp_path} --tensorboard"
+    assert call(DenoisingOptions, text) == 0
+    [run] = find(tmp_path)
+    events = accumulator.EventAccumulator(str(run.folder / "tensorboard"))
+    events.Reload()
+    written = {e.step: e.value for e in events.Scalars("psnr_gt_sm")}
+    history = {int(row["iteration"]): row["psnr_gt_sm"] for row in run.history()}
+    assert written == pytest.approx({i: history[i] for i in (0, 5, 10)}, abs=1e-3)
+    assert [e.step for e in events.Images("restored")] == [0, 5]
+    # the numbers are those of a run without it
+    assert call(DenoisingOptions, text.replace("--tensorboard", "--special plain")) == 0
+    plain = next(r for r in find(tmp_path) if "plain" in str(r.folder))
+    assert (plain.folder / "restored.png").read_bytes() == (
+        run.folder / "restored.png"
+    ).read_bytes()
+    # started again, it holds the new run alone
+    assert call(DenoisingOptions, text + " --overwrite") == 0
+    assert len(list((run.folder / "tensorboard").iterdir())) == 1
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert call(DenoisingOptions, text + " --overwrite --special x") == 2
+    assert "dip-recon[tensorboard]" in capsys.readouterr().err

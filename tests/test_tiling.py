@@ -22,6 +22,7 @@ from dip_recon.tiling import Layout, Tiles, tiles, too_large
 from dip_recon.tiling.tiles import Task, fit_tile
 
 FLAGS = "--dim 4 --num_iters 20 --transition 2 --stabilisation 3 --device cpu --precision fp32"
+TILES = ["--tile", "32", "--overlap", "4"]
 FAST = ["--iterations", "8", "--device", "cpu", "--precision", "fp32"]
 
 
@@ -187,8 +188,8 @@ def test_memory_is_weighed_without_using_any(monkeypatch):
     ],
 )
 def test_a_mistake_is_named(tmp_path, folder, text, words, capsys):
-    words_ = f"{FLAGS} --folder_path {folder / 'grey.png'} --save_folder {tmp_path}/out {text}"
-    assert main(TiledOptions, words_.split()) == 2
+    text = f"{FLAGS} --folder_path {folder / 'grey.png'} --save_folder {tmp_path}/out {text}"
+    assert main(TiledOptions, text.split()) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and all(word in said for word in words), said
     assert not (tmp_path / "out").exists()
@@ -224,7 +225,7 @@ def test_a_killed_job_goes_on_where_it_was(tmp_path):
     noisy = 255 * (ramp((130, 100))[0] + 0.05 * np.random.RandomState(0).randn(130, 100))
     tifffile.imwrite(tmp_path / "in.tif", noisy.clip(0, 255).astype(np.uint8))
     base = [sys.executable, "-c", "import sys; from dip_recon.cli import main; sys.exit(main())",
-            "denoise", str(tmp_path / "in.tif"), "--tile", "32", "--overlap", "4", *FAST]  # fmt: skip
+            "denoise", str(tmp_path / "in.tif"), *TILES, *FAST]  # fmt: skip
     env = {"PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1", "PATH": ""}
     subprocess.run([*base, "-o", str(tmp_path / "whole.tif")], env=env, check=True)
     kept = tmp_path / ".broken.tif.tiles" / "tiles"
