@@ -132,7 +132,7 @@ def test_nothing_stops_a_run_below_the_top():
 
     s = state(plan)
     s.stopping = stopping.make("AMNS", problem=s.problem, sigma=200, mns_hold=1)
-    s.stopping.target = lambda candidate: 9.0  # always below it
+    s.stopping.target = lambda: 9.0  # always below it
     result = fit(s, 100)
     top = next(p for p in plan if p.level == 3)
     assert result.stopped_by_rule and result.iterations == top.start + 1

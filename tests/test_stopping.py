@@ -1,11 +1,15 @@
 """Stopping rules: they stop, return the recorded picture, stay small, survive a resume."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from conftest import refused
 
-from dip_recon import stopping
+from dip_recon import data, images, stopping
 from dip_recon.errors import UserError
+from dip_recon.noise import add_gaussian, clipped_deviation, clipped_moments, estimate_sigma
 from dip_recon.operators import Mask
 from dip_recon.problem import Problem
 
@@ -133,20 +137,31 @@ def noisy(sigma, x=0.5, size=(64, 64)):
 
 @pytest.mark.parametrize("x", [0.0, 0.02, 0.3, 0.97, 1.0])
 @pytest.mark.parametrize("sigma", [5, 25, 75])
-def test_the_rms_of_clipped_noise_is_what_sampling_gives(x, sigma):
-    n = torch.randn(400_000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    clean = torch.full_like(n, x)
-    sampled = ((clean + sigma / 255 * n).clamp(0, 1) - clean).square().mean().sqrt()
-    expected = stopping.clipped_rms(clean.float(), sigma / 255)
-    assert float(expected / sampled) == pytest.approx(1, abs=0.01)
+def test_the_moments_of_clipped_noise_are_those_of_a_sample(x, sigma):
+    n = np.random.RandomState(1).standard_normal(400_000)
+    sampled = np.clip(x + sigma / 255 * n, 0, 1)
+    mean, variance = clipped_moments(x, sigma)
+    assert float(mean) == pytest.approx(sampled.mean(), abs=2e-3)
+    assert float(variance) == pytest.approx(sampled.var(), rel=0.01)
 
 
-@pytest.mark.parametrize("name, share", [("SMNS", 24.45 / 25), ("AMNS", 1.0)])
-def test_method_noise_ends_the_run_when_it_was_low_often_enough(name, share):
+@pytest.mark.parametrize("name", ["astronaut", "rocket", "coffee", "moon"])
+@pytest.mark.parametrize("sigma", [10, 25, 50, 75])
+def test_the_deviation_of_clipped_noise_is_told_from_the_noisy_picture(name, sigma):
+    [item] = data.resolve(f"bundled/{name}")
+    clean = images.read(item.path).data[:, :200, :200]
+    y = add_gaussian(clean, sigma, np.random.RandomState(7))
+    true = 255 * float(np.sqrt(clipped_moments(clean, sigma)[1].mean()))
+    assert clipped_deviation(y, sigma) == pytest.approx(true, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["SMNS", "AMNS"])
+def test_method_noise_ends_the_run_when_it_was_low_often_enough(name):
     problem = noisy(25)
     rule = stopping.make(name, problem=problem, mns_hold=3)
     assert not rule.estimated and rule.sigma == 25
-    rms = share * 25 / 255
+    rms = rule.target()
+    assert rms == pytest.approx({"SMNS": 24.45, "AMNS": 25}[name] / 255, rel=0.06)
 
     def at(distance):  # a candidate that is this far from y
         return problem.y + distance
@@ -170,14 +185,26 @@ def test_the_noise_level_is_estimated_where_it_is_not_known():
     problem.sigma = None
     rule = stopping.make("AMNS", problem=problem)
     assert rule.estimated and rule.sigma == pytest.approx(20, rel=0.1)
-    assert rule.target(problem.y) == pytest.approx(rule.sigma / 255)
-    assert stopping.make("AMNS", problem=problem, sigma=13.0).sigma == 13
+    assert rule.target() == pytest.approx(rule.sigma / 255)
+    assert stopping.make("SMNS", problem=problem, sigma=13.0).sigma == 13
+
+
+def test_the_adaptive_target_allows_for_clipping_and_not_for_texture():
+    grey, dark = (stopping.make("AMNS", problem=noisy(25, x)).target() for x in (0.5, 0.0))
+    assert grey == pytest.approx(25 / 255, rel=0.06)
+    assert dark == pytest.approx(25 / 255 * math.sqrt(0.5 - 0.5 / math.pi), rel=0.1)
+    textured = noisy(10)
+    stripes = 0.3 * (torch.arange(64) % 2) - 0.15
+    textured.y = (textured.y + stripes * stripes[:, None].sign()).clamp(0, 1)
+    assert estimate_sigma(textured.y[0].numpy()) > 30
+    assert stopping.make("AMNS", problem=textured).target() <= 10.2 / 255
 
 
 def test_method_noise_wants_noise():
     problem = noisy(25)
     masked = Problem(problem.y, Mask(torch.ones(1, 1, 64, 64)), (64, 64))
-    refused(lambda: stopping.make("AMNS", problem=masked), "AMNS", "--sigma")
+    refused(lambda: stopping.make("SMNS", problem=masked), "SMNS", "--sigma")
+    refused(lambda: stopping.make("AMNS", problem=masked, sigma=9), "AMNS", "SMNS")
     flat = Problem.denoising(torch.full((1, 1, 64, 64), 0.5))
     refused(lambda: stopping.make("SMNS", problem=flat), "no noise")
 

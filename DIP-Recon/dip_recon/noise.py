@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from scipy.ndimage import gaussian_filter
 from scipy.stats import norm
 
 from .errors import UserError
@@ -34,6 +35,36 @@ def add_poisson(x: np.ndarray, scale: float, rng: np.random.RandomState) -> np.n
     if not 0 < scale < math.inf:
         raise UserError(f"--poisson_scale {scale}: must be above 0")
     return np.clip(rng.poisson(x / scale) * scale, 0, 1).astype(np.float32)
+
+
+def clipped_moments(x: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of clip(x + n, 0, 1) for n normal with deviation ``sigma`` (0–255 scale).
+
+    With s = sigma/255, a = −x/s, b = (1−x)/s and E the second moment about x: mean = x(Φ(b) − Φ(a))
+    + s(φ(a) − φ(b)) + 1 − Φ(b); E = s²[Φ(b) − Φ(a) − bφ(b) + aφ(a)] + x²Φ(a) + (1−x)²(1 − Φ(b));
+    variance = E − (mean − x)². What Foi, "Practical denoising of clipped or overexposed noisy
+    images", EUSIPCO 2008, fits by polynomials, in closed form. ``x`` of any shape; sigma > 0.
+    """
+    x, s = np.asarray(x, dtype=np.float64), sigma / 255
+    a, b = -x / s, (1 - x) / s
+    below, above = norm.cdf(a), norm.sf(b)
+    inside = 1 - below - above
+    mean = x * inside + s * (norm.pdf(a) - norm.pdf(b)) + above
+    second = s**2 * (inside - b * norm.pdf(b) + a * norm.pdf(a))
+    second += x**2 * below + (1 - x) ** 2 * above
+    return mean, second - (mean - x) ** 2
+
+
+def clipped_deviation(y: np.ndarray, sigma: float) -> float:
+    """RMS deviation (0–255 scale) that noise of level ``sigma`` has after clipping, told from ``y``.
+
+    ``y`` [C, H, W] is the noisy, clipped picture. Slightly smoothed it is near the mean that
+    clipping leaves at each pixel; from that mean the variance follows. Over the pictures and noise
+    levels of results/README.md it is within 2 % of what the clean picture would give.
+    """
+    mean = gaussian_filter(np.asarray(y, dtype=np.float64), (0, 1, 1))
+    means, variances = clipped_moments(np.linspace(0, 1, 2001), sigma)
+    return 255 * float(np.sqrt(np.interp(mean, means, variances).mean()))
 
 
 # High-pass filter of Daubechies' wavelet with two vanishing moments ("db2").

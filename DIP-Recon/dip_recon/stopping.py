@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .errors import UserError, nearest
-from .noise import estimate_sigma
+from .noise import clipped_deviation, estimate_sigma
 from .operators import Identity, Mask
 from .problem import Problem
 
@@ -207,7 +207,7 @@ class MethodNoise(Fixed):
         self.problem, self.sigma, self.hold = problem, given, mns_hold
         self.below = 0
 
-    def target(self, candidate: Tensor) -> float:
+    def target(self) -> float:
         """The method noise to come down to, on the 0–1 scale."""
         return self.sigma / 255 * (1 if self.estimated else self.STATIC)
 
@@ -216,7 +216,7 @@ class MethodNoise(Fixed):
         residual = self.problem.y - self.problem.A(candidate)
         if isinstance(self.problem.A, Mask):
             residual = residual[self.problem.A.mask.expand_as(residual) > 0]
-        self.below += float(residual.square().mean().sqrt()) < self.target(candidate)
+        self.below += float(residual.square().mean().sqrt()) < self.target()
         return self.below >= self.hold
 
     def state_dict(self) -> dict:
@@ -228,35 +228,30 @@ class MethodNoise(Fixed):
 
 
 class AdaptiveMethodNoise(MethodNoise):
-    """AMNS: the same with the target that the picture's clipping gives (thesis, chapter 4).
+    """AMNS: the same with a target that follows from the picture (thesis, chapter 4).
 
-    Noise that was clipped to [0, 1] has lost power where the picture is dark or bright. The thesis
-    fits a polynomial to Foi's clipped deviation of the noisy picture; here it is the closed form
-    (``clipped_rms``), in which the running estimate stands for the clean picture.
+    Noise that was clipped to [0, 1] has lost power where the picture is dark or bright, and its
+    mean has moved: the network comes down to that mean, the method noise to the deviation about it.
+    The target is the smaller of two: that deviation, by ``clipped_deviation``, and the noise level
+    estimated from y with its standard error on top, which only texture can make too large. (The
+    thesis fits a polynomial to Foi's clipped deviation, with y in the place of the clean picture.)
     """
 
     name = "AMNS"
 
-    def target(self, candidate: Tensor) -> float:
-        if self.estimated:
-            return super().target(candidate)
-        return float(clipped_rms(self.problem.A(candidate), self.sigma / 255))
+    def __init__(self, problem: Problem, sigma: float | None = None, mns_hold: int = 25) -> None:
+        super().__init__(problem, sigma, mns_hold)
+        if not isinstance(problem.A, Identity):
+            raise UserError("--stopping AMNS: for denoising only; SMNS goes by --sigma alone")
+        y = problem.y[0].cpu().numpy()
+        self.deviation = self.sigma
+        if not self.estimated:
+            # a median of y.size / 4 magnitudes has a standard error of 1.17 over their root
+            seen = estimate_sigma(y) * (1 + 1.17 / math.sqrt(y.size / 4))
+            self.deviation = min(clipped_deviation(y, self.sigma), seen or self.sigma)
 
-
-def clipped_rms(x: Tensor, sigma: float) -> Tensor:
-    """RMS of clip(x + n, 0, 1) − x over all values, n normal with deviation ``sigma``; a scalar.
-
-    With a = −x/σ, b = (1−x)/σ: E = σ²[Φ(b) − Φ(a) − bφ(b) + aφ(a)] + x²Φ(a) + (1−x)²(1 − Φ(b)),
-    the second moment of the clipped normal (Foi, EUSIPCO 2008, in closed form). x in [0, 1]; what
-    lies outside is clipped first. Any σ > 0.
-    """
-    x = x.double().clamp(0, 1)
-    a, b = -x / sigma, (1 - x) / sigma
-    density = lambda u: torch.exp(-u.square() / 2) / math.sqrt(2 * math.pi)  # noqa: E731
-    below, above = torch.special.ndtr(a), torch.special.ndtr(-b)
-    inside = 1 - below - above - b * density(b) + a * density(a)
-    power = sigma**2 * inside + x.square() * below + (1 - x).square() * above
-    return power.mean().sqrt()
+    def target(self) -> float:
+        return self.deviation / 255
 
 
 RULES = {
