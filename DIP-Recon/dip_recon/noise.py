@@ -56,7 +56,7 @@ def clipped_moments(x: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray
 
 
 def clipped_deviation(y: np.ndarray, sigma: float) -> float:
-    """RMS deviation (0–255 scale) that noise of level ``sigma`` has after clipping, told from ``y``.
+    """RMS deviation (0–255) that noise of level ``sigma`` has after clipping, told from ``y``.
 
     ``y`` [C, H, W] is the noisy, clipped picture. Slightly smoothed it is near the mean that
     clipping leaves at each pixel; from that mean the variance follows. Over the pictures and noise

@@ -233,8 +233,9 @@ class AdaptiveMethodNoise(MethodNoise):
     Noise that was clipped to [0, 1] has lost power where the picture is dark or bright, and its
     mean has moved: the network comes down to that mean, the method noise to the deviation about it.
     The target is the smaller of two: that deviation, by ``clipped_deviation``, and the noise level
-    estimated from y with its standard error on top, which only texture can make too large. (The
-    thesis fits a polynomial to Foi's clipped deviation, with y in the place of the clean picture.)
+    estimated from y with its standard error on top, which only texture can make too large; but no
+    less than 0.92 of the first, for noise that is mostly clipped reads low. (The thesis fits a
+    polynomial to Foi's clipped deviation, with y in the place of the clean picture.)
     """
 
     name = "AMNS"
@@ -248,7 +249,8 @@ class AdaptiveMethodNoise(MethodNoise):
         if not self.estimated:
             # a median of y.size / 4 magnitudes has a standard error of 1.17 over their root
             seen = estimate_sigma(y) * (1 + 1.17 / math.sqrt(y.size / 4))
-            self.deviation = min(clipped_deviation(y, self.sigma), seen or self.sigma)
+            clipped = clipped_deviation(y, self.sigma)
+            self.deviation = min(max(seen, 0.92 * clipped), clipped)
 
     def target(self) -> float:
         return self.deviation / 255
