@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 
 class UserError(Exception):
@@ -32,9 +34,11 @@ def nearest(name: str, choices: Iterable[str]) -> str:
 def exit_status(work: Callable[[], int | None], resume: str | None = None) -> int:
     """Run a program's ``work`` and turn what goes wrong into one line on stderr and a status.
 
-    0 done (or what ``work`` returns), 2 the user's mistake, 1 ours, 130 interrupted. ``resume`` is
-    the command that goes on with an interrupted run.
+    0 done (or what ``work`` returns), 2 the user's mistake, 1 ours, 130 interrupted by Ctrl-C or
+    SIGTERM. ``resume`` is the command that goes on with an interrupted run.
     """
+    with suppress(ValueError):  # not the main thread: somebody else listens
+        signal.signal(signal.SIGTERM, _interrupt)
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no reason
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -60,6 +64,10 @@ def exit_status(work: Callable[[], int | None], resume: str | None = None) -> in
             raise
         print("error: not enough memory; a smaller picture or a narrower network", file=sys.stderr)
         return 1
+
+
+def _interrupt(*_) -> None:
+    raise KeyboardInterrupt
 
 
 def silence_stdout() -> None:

@@ -97,7 +97,8 @@ class Run:
             self.load_checkpoint()
         for key in {**before, **config}:
             old, new = before.get(key), config.get(key)
-            if key not in ignore and old != new:
+            # a key that is not there is an option that there was not yet
+            if key in before and key not in ignore and old != new:
                 raise UserError(
                     f"{self.folder}: holds a run with {key} {old}, not {new}; choose another "
                     "--special or --save_folder, or --overwrite it"

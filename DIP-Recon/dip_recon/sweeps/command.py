@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import time
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,31 +121,16 @@ def _cluster(args: argparse.Namespace) -> Cluster:
 # ---------------------------------------------------------------- doing
 
 
-@contextmanager
-def _terminable():
-    """While in here SIGTERM is what Ctrl-C is."""
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _carry_out(left: list[Plan], switches: Switches, cluster: Cluster, folder: Path, say) -> int:
     """All runs that are left; returns how many failed. Interrupted, it leaves the table."""
     failed, began = 0, time.perf_counter()
     try:
-        with _terminable():
-            for n, outcome in enumerate(outcomes(left, switches, cluster), 1):
-                failed += outcome.error is not None
-                passed = time.perf_counter() - began
-                say(_line(outcome, n, len(left), passed * (len(left) - n) / n))
-                if outcome.result:
-                    runs.write_results(outcome.plan.run.folder.parent)
+        for n, outcome in enumerate(outcomes(left, switches, cluster), 1):
+            failed += outcome.error is not None
+            passed = time.perf_counter() - began
+            say(_line(outcome, n, len(left), passed * (len(left) - n) / n))
+            if outcome.result:
+                runs.write_results(outcome.plan.run.folder.parent)
     except KeyboardInterrupt:
         done = runs.find(folder)
         if done:
