@@ -66,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
             )
             command.add_argument("--sigma", type=float, help="noise level, 0-255, if known: tiles")
             command.add_argument(
-                "--workers", type=int, default=1, metavar="N", help="processes that restore tiles"
+                "--workers", type=int, metavar="N", help="processes that restore tiles (1)"
             )
             command.add_argument(
                 "--scheduler", metavar="ADDRESS", help="of a Dask cluster, for tiles"
@@ -153,7 +153,7 @@ def main(argv: list[str] | None = None) -> int:
         args = build_parser().parse_args(argv)
         return args.run(args)
 
-    goes_on = "--keep" in argv or "--tile" in argv or argv[:1] == ["sweep"]
+    goes_on = argv[:1] == ["sweep"] or any(w.startswith(("--keep", "--tile")) for w in argv)
     again = shlex.join(w for w in ["dip-recon", *argv] if w != "--overwrite") if goes_on else None
     return exit_status(work, again)
 
@@ -165,7 +165,7 @@ def _denoise(args) -> None:
     from . import own
 
     if args.tile is None and not own.is_large(args.picture):
-        for flag in ("overlap", "sigma", "scheduler"):
+        for flag in ("overlap", "sigma", "workers", "scheduler"):
             if getattr(args, flag) is not None:
                 raise UserError(f"--{flag}: only with --tile")
         _restore(args, own.denoising(args.picture), own.DENOISING)
@@ -176,10 +176,13 @@ def _denoise(args) -> None:
     for flag in ("tile", "overlap", "sigma"):
         if getattr(args, flag) is not None:
             given[flag] = getattr(args, flag)
-    if given.get("tile", 1) < 1 or args.workers < 1:
+    workers = 1 if args.workers is None else args.workers
+    if given.get("tile", 1) < 1 or workers < 1:
         raise UserError("--tile --workers: give whole numbers, at least 1")
+    if not args.output.name:
+        raise UserError(f"--output {args.output}: give a file's name")
     keep = args.keep or args.output.with_name(f".{args.output.name}.tiles")
-    cluster = Cluster(args.workers, args.scheduler)
+    cluster = Cluster(workers, args.scheduler)
     print(own.denoise_tiled(args.picture, args.output, given, cluster, keep))
     if args.keep is None:
         shutil.rmtree(keep)

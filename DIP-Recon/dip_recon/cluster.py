@@ -7,7 +7,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -45,6 +45,36 @@ class Cluster:
         if self.threads or self.here or self.scheduler:
             return self.threads
         return max((os.cpu_count() or 1) // self.workers, 1)
+
+    def check(self) -> None:
+        """Raise UserError if the extra is not there, or nobody answers at the scheduler."""
+        if self.workers != 1 and self.scheduler:
+            raise UserError(
+                "--workers --scheduler: give one of the two; a cluster has its own workers"
+            )
+        if self.scheduler:
+            self.count()
+
+    def count(self) -> int:
+        """How many workers the scheduler has now."""
+        with self.client() as client:
+            return len(client.scheduler_info(n_workers=-1)["workers"])
+
+    def ask(self, function: Callable[[Any, Callable[[], bool] | None], Any], task: Any) -> Any:
+        """``function(task, cancelled)`` once, where the work will be done; raises what it raises.
+
+        For processes of this machine that is here, with as many threads as they will have.
+        """
+        if not self.scheduler:
+            if self.threads_each:
+                torch.set_num_threads(self.threads_each)
+            return function(task, None)
+        if not self.count():
+            raise UserError(f"--scheduler {self.scheduler}: it has no workers now")
+        [(_, answer)] = self.each(function, [task])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     @contextmanager
     def client(self) -> Iterator:
@@ -90,15 +120,15 @@ class Cluster:
         self,
         function: Callable[[Any, Callable[[], bool] | None], Any],
         tasks: Iterable[Any],
-        ahead: int | None = None,
+        large: bool = False,
     ) -> Iterator[tuple[Any, Any]]:
         """Call ``function(task, cancelled)`` for each task; yield each with what came of it.
 
         Here in order, with ``cancelled`` None; by workers as they come. ``function`` must be found
         by its name on a worker, and raise KeyboardInterrupt soon after ``cancelled()`` is True: the
         task is given to another worker then, or forgotten. A task whose worker died is tried again
-        elsewhere; what comes of one that cannot be done is the exception. ``ahead`` limits how many
-        tasks are sent before they are done, where they are large; a worker has two then.
+        elsewhere; what comes of one that cannot be done is the exception. ``large`` tasks are sent
+        when they are wanted, two to a worker, and not all at once.
         """
         if self.here:
             if self.threads:
@@ -107,10 +137,13 @@ class Cluster:
                 yield task, function(task, None)
             return
         with self.client() as client:
-            yield from self._each(client, function, iter(tasks), ahead)
+            yield from self._each(client, function, iter(tasks), large)
 
-    def _each(self, client, function, tasks: Iterator, ahead: int | None) -> Iterator:
+    def _each(self, client, function, tasks: Iterator, large: bool) -> Iterator:
         import distributed
+
+        workers = len(client.scheduler_info(n_workers=-1)["workers"])
+        ahead = 2 * max(workers, 1) if large else None
 
         settings = {"resources": self.resources} if self.resources else {}
         place = (os.getcwd(), os.environ.get("DIP_RECON_DATA"))
@@ -174,7 +207,8 @@ def _on_worker(function: Callable, task, threads: int | None, place: tuple[str, 
         if threads:
             torch.set_num_threads(threads)
         before = Path.cwd()
-        os.chdir(place[0])
+        with suppress(OSError):  # tiles do without
+            os.chdir(place[0])
         if place[1]:
             os.environ["DIP_RECON_DATA"] = place[1]
         try:

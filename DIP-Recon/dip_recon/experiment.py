@@ -91,20 +91,27 @@ class Plan:
 
 
 def plan(
-    o: Options, items: list[data.Item], folders: list[Path], labels: dict, switches: Switches
+    o: Options,
+    items: list[data.Item],
+    folders: list[Path],
+    labels: dict,
+    switches: Switches,
+    elsewhere: tuple[str, str] | None = None,
 ) -> list[Plan]:
     """The runs of one experiment, a picture each; ``o`` is resolved.
 
+    ``elsewhere``: device and precision of the workers, where the runs are not for this machine.
+
     Raises UserError if an option, a picture, a mask or a folder will not do. Writes nothing.
     """
-    device, precision = choose(o.device, o.precision)
+    device, precision = elsewhere or choose(o.device, o.precision)
     if switches.tensorboard:
         TensorBoard.check()
     plans = []
     for item, folder in zip(items, folders, strict=True):
         known = {"texture": item.label} if item.label else {}
         job = JOBS[o.task](item, o)
-        chosen = _tiled(job, o, Run(folder))
+        chosen = o if elsewhere else _tiled(job, o, Run(folder), switches)
         this = Plan(item, Run(folder), chosen, known | labels)
         if getattr(chosen, "tile", 0):
             if o.noise_method in ("image", "noisy_image"):
@@ -118,8 +125,10 @@ def plan(
                 network_input(job, o, settings)
             models.check_size(o.model_type, **settings)
             check_rules(job, o, settings)
-        config = configuration(chosen, job, device, precision)
-        this.run.check(config, NOT_IN_THE_NUMBERS, switches.resume, switches.overwrite)
+        config = configuration(chosen, job, torch.device(device), precision)
+        this.run.check(
+            config, NOT_IN_THE_NUMBERS, switches.resume, switches.overwrite, asdict(type(o)())
+        )
         plans.append(this)
     return plans
 
@@ -201,12 +210,13 @@ def _run_tiled(
 ) -> tuple[dict, np.ndarray]:
     """``run_one`` tile by tile: ``tiles.csv`` in the place of one history."""
     y = job.problem.y[0].numpy()
+    cluster = Cluster(switches.workers, switches.scheduler)
     tiles = Tiles(_Array(y), _layout(job, o), run.folder / "tiles", o, job.problem.sigma)
     x = job.problem.x
     images.save_png(run.folder / "noisy.png", y)
     if x is not None:
         images.save_png(run.folder / "clean.png", x[0].numpy())
-    tiles.fit(Cluster(switches.workers, switches.scheduler), bar, cancelled)
+    tiles.fit(cluster, bar, cancelled)
     restored = np.empty_like(y)
     for (top, bottom, left, right), window in tiles.blended():
         restored[:, top:bottom, left:right] = window
@@ -242,11 +252,11 @@ def _layout(job: Job, o: Options) -> Layout:
     return Layout(tuple(job.problem.size), o.tile, o.overlap)
 
 
-def _tiled(job: Job, o: Options, run: Run) -> Options:
+def _tiled(job: Job, o: Options, run: Run, switches: Switches) -> Options:
     """The options with ``tile`` set where the picture would not fit; as before, if resumed."""
     if getattr(o, "tile", None) != 0:
         return o
-    if run.begun:
+    if run.begun and not switches.overwrite:
         return replace(o, tile=run.config().get("tile") or 0)
     return replace(o, tile=TILE) if too_large(job, o) else o
 
@@ -319,7 +329,11 @@ def run_all(o: Options, switches: Switches, notes: list[str] = ()) -> list[dict]
             plans += plan(this, [item], [place], {}, switches)
     if not switches.dry_run:
         check_writable(folder)
+    cluster = Cluster(switches.workers, switches.scheduler)
+    cluster.check()
     notes = [*notes, unused] if unused else notes
+    if not cluster.here and not any(getattr(p.options, "tile", 0) for p in plans):
+        notes = [*notes, "--workers and --scheduler are for tiles alone; see `dip-recon sweep`"]
     header = _header(o, notes, items, device, precision)
     if switches.dry_run:
         print("\n".join(header))

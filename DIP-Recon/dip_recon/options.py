@@ -341,7 +341,8 @@ class GrowingOptions(DenoisingOptions):
     )
     reg_noise_std: float | None = option(
         None,
-        "deviation of the noise added to the input; by default sigma/1500 + 1/60",
+        "deviation of the noise added to the input; by default s/1500 + 1/60 for s = --sigma, or "
+        "--noise_sigma",
         kind=float,
         at_least=0,
         at_most=1000,

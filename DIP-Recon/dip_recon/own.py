@@ -143,6 +143,7 @@ def denoise_tiled(path: Path, output: Path, given: dict, cluster: Cluster, keep:
         _check_free("--keep", run)
         tiles = Tiles(source, layout, keep / "tiles", options)
         tiles.check()
+        cluster.check()
         # made first, so that a full disk or a bad name shows before hours of fitting
         alpha = source if source.has_alpha else None
         large.create_sink(output, source.size, source.channels, source.kind, alpha=alpha).suspend()

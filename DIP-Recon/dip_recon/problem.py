@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ class Problem:
             against, never fitted.
         sigma: noise level on the 0–255 scale, where it is known.
         name: what the picture is called in logs and folders.
+        estimated: whether sigma was estimated from y, and so is what clipping has left of it.
     """
 
     y: Tensor
@@ -32,6 +33,7 @@ class Problem:
     x: Tensor | None = None
     sigma: float | None = None
     name: str = "picture"
+    estimated: bool = False
 
     @classmethod
     def denoising(cls, y: Tensor, x: Tensor | None = None, **more) -> Problem:
@@ -47,7 +49,7 @@ class Problem:
         module = isinstance(self.A, torch.nn.Module)
         A = copy.deepcopy(self.A).to(device) if module else self.A
         x = None if self.x is None else self.x.to(device)
-        return Problem(self.y.to(device), A, self.size, x, self.sigma, self.name)
+        return replace(self, y=self.y.to(device), A=A, x=x)
 
     def psnr_measured(self, x: Tensor) -> float:
         """PSNR in dB of A(x) against y (data range 1), over the values that were measured.

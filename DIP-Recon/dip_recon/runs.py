@@ -78,27 +78,33 @@ class Run:
     def begun(self) -> bool:
         return any((self.folder / name).is_file() for name in ("config.yaml", "checkpoint.pt"))
 
-    def check(self, config: dict, ignore: Iterable[str], resume: bool, overwrite: bool) -> None:
+    def check(
+        self,
+        config: dict,
+        ignore: Iterable[str],
+        resume: bool,
+        overwrite: bool,
+        absent: dict | None = None,
+    ) -> None:
         """Whether a run with this configuration may use this folder, and what is there is whole.
 
         A folder that holds a run of another configuration, but for the keys in ``ignore``, is
         refused unless ``overwrite``; one that holds a run of the same unless ``resume`` or
-        ``overwrite``.
+        ``overwrite``. ``absent`` has the values that options had before there were any.
 
         Raises:
             UserError: naming the folder, what differs, and the flags that help.
         """
         if overwrite or not self.begun:
             return
-        before = self.config()
+        before = {**(absent or {}), **self.config()}
         if resume and self.finished:
             self.result(), self.history()
         elif resume:
             self.load_checkpoint()
         for key in {**before, **config}:
             old, new = before.get(key), config.get(key)
-            # a key that is not there is an option that there was not yet
-            if key in before and key not in ignore and old != new:
+            if key not in ignore and old != new:
                 raise UserError(
                     f"{self.folder}: holds a run with {key} {old}, not {new}; choose another "
                     "--special or --save_folder, or --overwrite it"
@@ -141,7 +147,9 @@ class Run:
             loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
             raise _damaged(path) from error
-        return loaded if isinstance(loaded, dict) else {}
+        if not isinstance(loaded, dict) or not loaded:
+            raise _damaged(path)
+        return loaded
 
     def save_checkpoint(self, state: dict) -> None:
         """``state``: nested dicts and lists of tensors, numbers and strings."""

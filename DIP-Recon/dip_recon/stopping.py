@@ -197,7 +197,7 @@ class MethodNoise(Fixed):
     def __init__(self, problem: Problem, sigma: float | None = None, mns_hold: int = 25) -> None:
         super().__init__()
         given = problem.sigma if sigma is None else sigma
-        self.estimated = given is None
+        self.estimated = given is None or (sigma is None and problem.estimated)
         if given is None and not isinstance(problem.A, Identity):
             raise UserError(f"--stopping {self.name}: tell the noise level by --sigma")
         if given is None:

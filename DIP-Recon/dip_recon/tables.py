@@ -132,7 +132,9 @@ def write_means(runs: list[Run], each: int, path: Path) -> list[str]:
     if not rows:
         return []
     columns = [c for c in rows[0] if c != "ID"]
-    rows.append({"ID": "mean", **{c: round(fmean(row[c] for row in rows), 4) for c in columns}})
+    known = {c: [row[c] for row in rows if row[c] is not None] for c in columns}
+    means = {c: round(fmean(values), 4) for c, values in known.items() if values}
+    rows.append({"ID": "mean", **means})
     with atomic(path) as temporary:
         temporary.write_text(to_csv(rows), encoding="utf-8", newline="")
     return ["  ".join(f"{k} {v}" for k, v in row.items()) for row in rows]

@@ -64,7 +64,12 @@ def main(argv: list[str], prog: str = "dip-recon sweep") -> int:
     title = args.file.stem + "-quick" * args.quick
     # finished runs are kept and unfinished ones resumed, without being told
     checking = replace(switches, resume=not switches.overwrite)
-    wanted, notes = plans(sweep, typed, str(Path("runs") / title), checking)
+    elsewhere = None
+    if cluster.scheduler:
+        asked = [typed.get(k) or sweep.options.get(k, "auto") for k in ("device", "precision")]
+        elsewhere = cluster.ask(_chosen_there, asked)
+        typed |= dict(zip(("device", "precision"), elsewhere, strict=True))
+    wanted, notes = plans(sweep, typed, str(Path("runs") / title), checking, elsewhere)
     folder = Path(wanted[0].options.save_folder)
     left = [plan for plan in wanted if switches.overwrite or not plan.run.finished]
     counts = f"{len(wanted)} run{'s' * (len(wanted) != 1)}"
@@ -85,6 +90,12 @@ def main(argv: list[str], prog: str = "dip-recon sweep") -> int:
             say(line)
         failed = _carry_out(left, replace(switches, overwrite=False), cluster, folder, say)
         return _report(sweep, folder, failed, say)
+
+
+def _chosen_there(asked: list[str], _) -> tuple[str, str]:
+    """Device and precision as the machine chooses them that this is called on."""
+    device, precision = choose(*asked)
+    return device.type, precision
 
 
 def _refuse(message: str):
@@ -196,19 +207,14 @@ def _show_estimate(wanted: list[Plan], left: list[Plan], cluster: Cluster) -> No
 def _reckon(left: list[Plan], cluster: Cluster) -> tuple[list[float], int, int, str]:
     from .estimate import estimate
 
-    device, precision = choose(left[0].options.device, left[0].options.precision)
-    if not cluster.scheduler:
-        found = estimate(left, cluster.threads_each)
-        workers = f"{cluster.workers} worker{'s' * (cluster.workers != 1)}"
-        where = f"with {workers} on this machine, {device.type} in {precision}"
-        return found.seconds, found.memory, cluster.workers, where
-    with cluster.client() as client:
-        workers = len(client.scheduler_info(n_workers=-1)["workers"])
-        if not workers:
-            raise UserError(f"--scheduler {cluster.scheduler}: it has no workers to measure on")
-        settings = {"resources": cluster.resources} if cluster.resources else {}
-        found = client.submit(estimate, left, cluster.threads, pure=False, **settings).result()
+    found = cluster.ask(estimate, left)
+    if cluster.scheduler:
+        workers = cluster.count()
         return found.seconds, found.memory, workers, f"on the {workers} workers there are now"
+    device, precision = choose(left[0].options.device, left[0].options.precision)
+    workers = f"{cluster.workers} worker{'s' * (cluster.workers != 1)}"
+    where = f"with {workers} on this machine, {device.type} in {precision}"
+    return found.seconds, found.memory, cluster.workers, where
 
 
 def _duration(seconds: float) -> str:

@@ -83,9 +83,11 @@ def load(path: str | Path, quick: bool = False) -> Sweep:
         options |= _mapping(path, "quick: options", short.get("options"))
         grid = short.get("grid", grid)
     grids = grid if isinstance(grid, list) else [grid]
+    if not grids:
+        raise UserError(f"{path}: grid is empty")
     grids = [_axes(path, g) for g in grids]
     _options_exist(path, EXPERIMENTS[name], options, grids)
-    figures = loaded.get("figures", [])
+    figures = loaded.get("figures") or []
     figures = [str(f) for f in figures] if isinstance(figures, list) else [str(figures)]
     return Sweep(path, EXPERIMENTS[name], figures, options, grids)
 
@@ -188,15 +190,24 @@ WIDTH_OF_TEXTURE = "texture"  # as the value of ``dim``: the width that the pict
 
 
 def plans(
-    sweep: Sweep, typed: dict, save_folder: str, switches: Switches
+    sweep: Sweep,
+    typed: dict,
+    save_folder: str,
+    switches: Switches,
+    elsewhere: tuple[str, str] | None = None,
 ) -> tuple[list[Plan], list[str]]:
     """Every run of the sweep, checked; nothing is written. The notes say what flags do not do.
 
     ``typed`` are flags, by name; without ``save_folder`` among them the runs go to the one given.
+    ``elsewhere`` is as in ``experiment.plan``.
 
     Raises:
         UserError: an option, a picture or a folder that will not do.
     """
+    if "runs" in typed or "runs" in sweep.options:
+        raise UserError(
+            "--runs: a sweep has --seeds for that; --noise_seed keeps the noise the same"
+        )
     found: list[Plan] = []
     notes: dict[str, None] = {}
     places: dict[Path, list[tuple[data.Item, Options, dict]]] = {}
@@ -216,7 +227,7 @@ def plans(
     for folder, here in places.items():
         names = folder_names([item.name for item, _, _ in here])
         for name, (item, options, labels) in zip(names, here, strict=True):
-            found += plan(options, [item], [folder / name], labels, switches)
+            found += plan(options, [item], [folder / name], labels, switches, elsewhere)
     return found, [note for note in notes if any(f"--{flag} " in note for flag in typed)]
 
 

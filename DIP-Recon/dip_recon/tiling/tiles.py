@@ -44,6 +44,7 @@ class Task:
     y: np.ndarray
     options: Options
     sigma: float | None
+    estimated: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,16 @@ def fit_tile(task: Task, cancelled: Callable[[], bool] | None = None) -> Fitted:
         if cancelled and cancelled():
             raise KeyboardInterrupt
 
-    state = prepare(_job(task.y, task.sigma), o, *choose(o.device, o.precision))
+    job = _job(task.y, task.sigma, task.estimated)
+    state = prepare(job, o, *choose(o.device, o.precision))
     result = fit(state, o.num_iters, [watch])
     picture = result.restored[0].float().cpu().numpy()
     return Fitted(picture, result.iterations, result.stop_iteration, result.seconds)
 
 
-def _job(y: np.ndarray, sigma: float | None) -> Job:
-    return Job("tile", Problem.denoising(tensor(y), sigma=sigma, name="a tile"), y, "")
+def _job(y: np.ndarray, sigma: float | None, estimated: bool = False) -> Job:
+    problem = Problem.denoising(tensor(y), sigma=sigma, estimated=estimated, name="a tile")
+    return Job("tile", problem, y, "")
 
 
 class Tiles:
@@ -87,8 +90,9 @@ class Tiles:
     ) -> None:
         self.source, self.layout, self.folder = source, layout, Path(folder)
         self.sigma = sigma or o.sigma
-        if self.sigma is None and o.stopping in MNS:
-            self.sigma = self._estimated()
+        self.estimated = self.sigma is None and o.stopping in MNS
+        if self.estimated:
+            self.sigma = self._estimate()
         # nothing may depend on the worker but the time
         device, precision = choose(o.device, o.precision)
         self.options = replace(o, device=device.type, precision=precision)
@@ -96,7 +100,7 @@ class Tiles:
     def check(self) -> None:
         """Raise UserError if the network, the rule or a tile's size will not do; fits nothing."""
         tile = self.layout[0]
-        job = _job(self.layout.read(tile, self.source), self.sigma)
+        job = _job(self.layout.read(tile, self.source), self.sigma, self.estimated)
         settings = network_settings(job, self.options)
         models.check_size(self.options.model_type, **settings)
         check_rules(job, self.options, settings)
@@ -109,7 +113,7 @@ class Tiles:
         network = models.build(self.options.model_type, **settings, device="meta")
         return sum(p.numel() for p in network.parameters())
 
-    def _estimated(self) -> float:
+    def _estimate(self) -> float:
         """Noise level of the picture: the median over some of its tiles, evenly spread.
 
         A tile alone may be flat or all texture, and tell nothing of the noise.
@@ -137,15 +141,19 @@ class Tiles:
             disable=not bar, desc="tiles", smoothing=0.1,
         )  # fmt: skip
         with done:
-            for task, fitted in cluster.each(work, map(self._task, missing), 2 * cluster.workers):
+            for task, fitted in cluster.each(work, map(self._task, missing), large=True):
                 if isinstance(fitted, Exception):
-                    raise fitted
+                    raise UserError(
+                        f"tile {task.tile.index}: {type(fitted).__name__}: {fitted}; the same "
+                        "command goes on with the tiles that are missing"
+                    ) from fitted
                 with atomic(self.path(task.tile)) as path, path.open("wb") as file:
                     np.savez(file, **vars(fitted))
                 done.update()
 
     def _task(self, tile: Tile) -> Task:
-        return Task(tile, self.layout.read(tile, self.source), self.options, self.sigma)
+        y = self.layout.read(tile, self.source)
+        return Task(tile, y, self.options, self.sigma, self.estimated)
 
     def load(self, tile: Tile) -> Fitted:
         """A finished tile. Raises UserError if its file is damaged."""
