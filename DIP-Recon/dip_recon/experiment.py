@@ -116,9 +116,7 @@ def plan(
         if getattr(chosen, "tile", 0):
             if o.noise_method in ("image", "noisy_image"):
                 raise UserError(f"--tile: not with --noise_method {o.noise_method}")
-            tiles = Tiles(_Array(job.problem.y[0].numpy()), _layout(job, chosen), folder, chosen,
-                          job.problem.sigma)  # fmt: skip
-            tiles.check()
+            _tiles(job, chosen, this.run).check()
         else:
             settings = network_settings(job, o)
             if o.noise_method in ("image", "noisy_image"):
@@ -210,13 +208,12 @@ def _run_tiled(
 ) -> tuple[dict, np.ndarray]:
     """``run_one`` tile by tile: ``tiles.csv`` in the place of one history."""
     y = job.problem.y[0].numpy()
-    cluster = Cluster(switches.workers, switches.scheduler)
-    tiles = Tiles(_Array(y), _layout(job, o), run.folder / "tiles", o, job.problem.sigma)
+    tiles = _tiles(job, o, run)
     x = job.problem.x
     images.save_png(run.folder / "noisy.png", y)
     if x is not None:
         images.save_png(run.folder / "clean.png", x[0].numpy())
-    tiles.fit(cluster, bar, cancelled)
+    tiles.fit(Cluster(switches.workers, switches.scheduler), bar, cancelled)
     restored = np.empty_like(y)
     for (top, bottom, left, right), window in tiles.blended():
         restored[:, top:bottom, left:right] = window
@@ -248,8 +245,10 @@ def _run_tiled(
     return summary, restored
 
 
-def _layout(job: Job, o: Options) -> Layout:
-    return Layout(tuple(job.problem.size), o.tile, o.overlap)
+def _tiles(job: Job, o: Options, run: Run) -> Tiles:
+    source = _Array(job.problem.y[0].numpy())
+    layout = Layout(tuple(job.problem.size), o.tile, o.overlap)
+    return Tiles(source, layout, run.folder / "tiles", o, job.problem.sigma)
 
 
 def _tiled(job: Job, o: Options, run: Run, switches: Switches) -> Options:

@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from .errors import UserError, nearest
-from .options import GrowingOptions, Options, words
+from .options import METHOD_NOISE, GrowingOptions, Options, words
 
 # Published features that this program does not have, with the values at which they are off …
 OFF = {
@@ -185,10 +185,10 @@ def _idle(o: Options, given: dict) -> list[str]:
     needs = {
         "patience": (o.stopping != "fixed", "--stopping ES-WMV or ES-EMV"),
         "sigma": (
-            o.stopping in ("SMNS", "AMNS") or isinstance(o, GrowingOptions),
+            o.stopping in METHOD_NOISE or isinstance(o, GrowingOptions),
             "--stopping SMNS or AMNS",
         ),
-        "mns_hold": (o.stopping in ("SMNS", "AMNS"), "--stopping SMNS or AMNS"),
+        "mns_hold": (o.stopping in METHOD_NOISE, "--stopping SMNS or AMNS"),
         "transition": (o.growing, "--growing True"),
         "stabilisation": (o.growing, "--growing True"),
         "overlap": (getattr(o, "tile", 0) > 0, "--tile"),

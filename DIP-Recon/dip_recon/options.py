@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 from .errors import UserError, nearest
 
-STOPPING = ("fixed", "none", "SMNS", "AMNS", "ES-WMV", "ES-EMV")
+METHOD_NOISE = ("SMNS", "AMNS")  # the rules that go by the noise level
+STOPPING = ("fixed", "none", *METHOD_NOISE, "ES-WMV", "ES-EMV")
 SNAPSHOTS = (0, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
 

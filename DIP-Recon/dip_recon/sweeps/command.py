@@ -122,8 +122,6 @@ def _cluster(args: argparse.Namespace) -> Cluster:
             resources[name] = float(number)
         except ValueError as error:
             raise UserError(f"--resources {text}: write NAME=N, such as GPU=1") from error
-    if args.scheduler and workers != 1:
-        raise UserError("--workers --scheduler: give one of the two; a cluster has its own workers")
     if resources and not args.scheduler:
         raise UserError("--resources: only with --scheduler")
     return Cluster(workers, args.scheduler, resources, threads)

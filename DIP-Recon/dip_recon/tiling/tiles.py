@@ -25,7 +25,7 @@ from ..errors import UserError
 from ..files import atomic
 from ..fit import choose, fit
 from ..noise import estimate_sigma
-from ..options import Options
+from ..options import METHOD_NOISE, Options
 from ..prepare import check_rules, network_settings, prepare
 from ..problem import Problem
 from ..runs import make_folder
@@ -33,7 +33,6 @@ from ..tasks import Job, tensor
 from .layout import Layout, Readable, Tile, Window, blend
 
 SEEDS = 2**32 - 1  # numpy's seeds lie below
-MNS = ("SMNS", "AMNS")
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class Tiles:
     ) -> None:
         self.source, self.layout, self.folder = source, layout, Path(folder)
         self.sigma = sigma or o.sigma
-        self.estimated = self.sigma is None and o.stopping in MNS
+        self.estimated = self.sigma is None and o.stopping in METHOD_NOISE
         if self.estimated:
             self.sigma = self._estimate()
         # nothing may depend on the worker but the time
@@ -99,19 +98,21 @@ class Tiles:
 
     def check(self) -> None:
         """Raise UserError if the network, the rule or a tile's size will not do; fits nothing."""
-        tile = self.layout[0]
-        job = _job(self.layout.read(tile, self.source), self.sigma, self.estimated)
-        settings = network_settings(job, self.options)
+        job, settings = self._first()
         models.check_size(self.options.model_type, **settings)
         check_rules(job, self.options, settings)
 
     def parameters(self) -> int:
         """Of the network that each tile has."""
-        settings = network_settings(
-            _job(self.layout.read(self.layout[0], self.source), 1.0), self.options
-        )
+        _, settings = self._first()
         network = models.build(self.options.model_type, **settings, device="meta")
         return sum(p.numel() for p in network.parameters())
+
+    def _first(self) -> tuple[Job, dict]:
+        """The first tile as a problem, and its network's settings."""
+        task = self._task(self.layout[0])
+        job = _job(task.y, task.sigma, task.estimated)
+        return job, network_settings(job, self.options)
 
     def _estimate(self) -> float:
         """Noise level of the picture: the median over some of its tiles, evenly spread.
