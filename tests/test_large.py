@@ -548,7 +548,7 @@ def is_old(path):
 
 
 def test_what_is_there_is_only_replaced_when_told(target):
-    refused(lambda: create_sink(target, SIZE, 1, Kind("grey")), target, "--overwrite")
+    refused(lambda: create_sink(target, SIZE, 1, Kind("grey")), target, "is there already")
     assert is_old(target)
     with create_sink(target, SIZE, 1, Kind("grey"), overwrite=True) as sink:
         sink.write(0, 0, GREY8[None] / np.float32(255))

@@ -3,6 +3,7 @@
 import csv
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,6 +44,37 @@ def options(**more):
     return resolve(o)[0]
 
 
+def test_a_run_was_stopped_by_its_rule_if_all_its_tiles_were(tmp_path, folder):
+    common = f"{FLAGS} --tile 24 --overlap 4 --folder_path {folder / 'grey.png'} --mns_hold 2"
+    for n, (more, stopped) in enumerate((("--sigma 200", True), ("--sigma 1", False))):
+        text = f"{common} {more} --save_folder {tmp_path / str(n)}"
+        assert main(TiledOptions, text.split()) == 0
+        run = Run(tmp_path / str(n) / "denoising" / "PG_DIP" / "grey")
+        assert run.result()["stopped_by_rule"] is stopped
+        with (run.folder / "tiles.csv").open() as file:
+            assert {row["stopped_by_rule"] for row in csv.DictReader(file)} == {str(stopped)}
+
+
+def test_the_workers_choose_where_tiles_are_computed(tmp_path, folder, monkeypatch):
+    """A client without a card must not settle for its own processor."""
+    monkeypatch.setattr(Cluster, "check", lambda self: None)
+    monkeypatch.setattr(Cluster, "ask", lambda self, function, task: ("cuda", "bf16"))
+    text = f"{FLAGS} --tile 24 --overlap 4 --folder_path {folder / 'grey.png'} --device auto --precision auto"
+    sent = []
+
+    def each(self, function, tasks, large=False):
+        for task in tasks:
+            sent.append((task.options.device, task.options.precision))
+            here = replace(task.options, device="cpu", precision="fp32")
+            yield task, function(replace(task, options=here), None)
+
+    monkeypatch.setattr(Cluster, "each", each)
+    flags = [*text.split(), "--save_folder", str(tmp_path), "--scheduler", "tcp://far:1"]
+    assert main(TiledOptions, flags) == 0
+    assert set(sent) == {("cuda", "bf16")}
+    assert Run(tmp_path / "denoising" / "PG_DIP" / "grey").result()["device"] == "cuda"
+
+
 def ramp(size):
     h, w = (np.linspace(0, 1, n, dtype=np.float32) for n in size)
     return (0.3 + 0.4 * np.outer(h, w))[None]
@@ -62,6 +94,8 @@ def test_a_tiled_run_leaves_the_run_folder(tmp_path, folder, capsys):
     measured = psnr(torch.from_numpy(restored)[None], torch.from_numpy(clean)[None])
     assert measured == pytest.approx(result["psnr_stopped"], abs=0.05)
     assert (run.folder / "comparison.png").is_file() and not (run.folder / "tiles").exists()
+    said = (run.folder.parent / "log.txt").read_text()
+    assert f"4 tiles, noise level {result['sigma']:.2f}, as given" in said
     assert main(TiledOptions, [*text.split(), "--resume"]) == 0  # finished: kept
 
 
@@ -79,7 +113,7 @@ def test_there_is_no_seam(noise, tmp_path, monkeypatch):
     clipped = data.clip(0, 1)
     # each tile is off by something of its own, as separate fits are
     offset = lambda task, cancelled=None: tiles.Fitted(  # noqa: E731
-        task.y + 0.05 * np.float32(np.cos(task.tile.index)), 5, 4, 0.1
+        task.y + 0.05 * np.float32(np.cos(task.tile.index)), 5, 4, True, 0.1
     )
     monkeypatch.setattr(tiles, "fit_tile", offset)
     made = Tiles(Array(clipped), Layout((120, 90), 40, 8), tmp_path, options(), sigma=25)

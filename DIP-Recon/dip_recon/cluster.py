@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from .errors import UserError
+from .fit import choose
 
 _ONE_AT_A_TIME = threading.Lock()  # a worker with several threads still fits one picture
 PATIENCE = "10s"  # with a scheduler that does not answer
@@ -80,6 +81,12 @@ class Cluster:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    def choose(self, device: str, precision: str) -> tuple[str, str]:
+        """Device and precision, as the machine chooses them that does the work."""
+        if not self.scheduler:
+            return _choose((device, precision))
+        return self.ask(_choose, (device, precision))
 
     @contextmanager
     def client(self) -> Iterator:
@@ -176,6 +183,11 @@ class Cluster:
                 yield task, result
         finally:
             client.cancel(list(futures))
+
+
+def _choose(asked: tuple[str, str], _=None) -> tuple[str, str]:
+    device, precision = choose(*asked)
+    return device.type, precision
 
 
 def _memory_kept() -> dict[str, int]:

@@ -34,9 +34,9 @@ from .callbacks import (
 from .cluster import Cluster
 from .errors import UserError, exit_status, silence_stdout
 from .files import cannot_write
-from .fit import Result, State, choose, fit
+from .fit import Result, State, fit
 from .flags import Switches, parse
-from .options import NOT_IN_THE_NUMBERS, Options
+from .options import METHOD_NOISE, NOT_IN_THE_NUMBERS, Options
 from .prepare import (
     check_rules,
     input_picture,
@@ -52,7 +52,7 @@ from .tiling import Layout, Tiles, too_large
 
 
 def configuration(
-    o: Options, job: Job, device: torch.device, precision: str, labels: dict | None = None
+    o: Options, job: Job, device: str, precision: str, labels: dict | None = None
 ) -> dict:
     """What config.yaml holds: every option as resolved, the picture, and what it ran on.
 
@@ -64,7 +64,7 @@ def configuration(
         "torch": str(torch.__version__),
         "numpy": np.__version__,
     }
-    chosen = {**asdict(o), "device": device.type, "precision": precision}
+    chosen = {**asdict(o), "device": device, "precision": precision}
     digest = job.digest
     if o.noise_method in ("image", "noisy_image"):
         digest += hashlib.sha256(input_picture(o).read_bytes()).hexdigest()
@@ -104,7 +104,6 @@ def plan(
 
     Raises UserError if an option, a picture, a mask or a folder will not do. Writes nothing.
     """
-    device, precision = elsewhere or choose(o.device, o.precision)
     if switches.tensorboard:
         TensorBoard.check()
     plans = []
@@ -123,7 +122,7 @@ def plan(
                 network_input(job, o, settings)
             models.check_size(o.model_type, **settings)
             check_rules(job, o, settings)
-        config = configuration(chosen, job, torch.device(device), precision)
+        config = configuration(chosen, job, *(elsewhere or _where(chosen, switches)))
         this.run.check(
             config, NOT_IN_THE_NUMBERS, switches.resume, switches.overwrite, asdict(type(o)())
         )
@@ -149,12 +148,14 @@ def run_one(
 
     Returns what result.json holds, and the restored picture [C, H, W] in [0, 1].
     """
-    device, precision = choose(o.device, o.precision)
-    run.begin(configuration(o, job, device, precision, labels), switches.overwrite)
+    o = replace(o, **dict(zip(("device", "precision"), _where(o, switches), strict=True)))
+    run.begin(configuration(o, job, o.device, o.precision, labels), switches.overwrite)
+    tiled = getattr(o, "tile", 0)
+    device = torch.device("cpu" if tiled else o.device)
     peak_memory(device, reset=True)
-    if getattr(o, "tile", 0):
-        return _run_tiled(job, run, o, switches, cancelled, bar)
-    state = prepare(job, o, device, precision)
+    if tiled:
+        return _run_tiled(job, run, o, switches, say, cancelled, bar)
+    state = prepare(job, o, device, o.precision)
     truth = state.truth
     baseline = metrics.psnr(tensor(job.seen), job.problem.x) if truth is not None else float("nan")
     evaluation = Evaluation(o.eval_every, o.iters_print_acc)
@@ -204,11 +205,14 @@ class _Array:
 
 
 def _run_tiled(
-    job: Job, run: Run, o: Options, switches: Switches, cancelled, bar: bool
+    job: Job, run: Run, o: Options, switches: Switches, say: Callable, cancelled, bar: bool
 ) -> tuple[dict, np.ndarray]:
     """``run_one`` tile by tile: ``tiles.csv`` in the place of one history."""
     y = job.problem.y[0].numpy()
     tiles = _tiles(job, o, run)
+    level = f", noise level {tiles.sigma:.2f}" if o.stopping in METHOD_NOISE else ""
+    known = level and (", estimated from the picture" if tiles.estimated else ", as given")
+    say(f"{job.name}: {len(tiles.layout)} tiles{level}{known}")
     x = job.problem.x
     images.save_png(run.folder / "noisy.png", y)
     if x is not None:
@@ -227,10 +231,8 @@ def _run_tiled(
     summary = {
         "image": job.name, "model_type": o.model_type, "task": o.task,
         "parameters": tiles.parameters(), **counts,
-        "stopping": o.stopping, "stopped_by_rule": counts["iterations"] < o.num_iters,
-        "peak_memory_bytes": peak_memory(torch.device(tiles.options.device)),
-        "sigma": tiles.sigma, "seed": o.seed,
-        "device": tiles.options.device, "precision": tiles.options.precision,
+        "stopping": o.stopping, "peak_memory_bytes": peak_memory(torch.device("cpu")),
+        "sigma": tiles.sigma, "seed": o.seed, "device": o.device, "precision": o.precision,
     }  # fmt: skip
     if x is not None:
         row["psnr_gt"] = row["psnr_gt_sm"] = metrics.psnr(picture, x)
@@ -248,7 +250,13 @@ def _run_tiled(
 def _tiles(job: Job, o: Options, run: Run) -> Tiles:
     source = _Array(job.problem.y[0].numpy())
     layout = Layout(tuple(job.problem.size), o.tile, o.overlap)
-    return Tiles(source, layout, run.folder / "tiles", o, job.problem.sigma)
+    return Tiles(source, layout, run.folder / "tiles", o, job.problem.sigma, job.name)
+
+
+def _where(o: Options, switches: Switches) -> tuple[str, str]:
+    """Device and precision: this machine's, or for tiles that of the workers."""
+    cluster = Cluster(switches.workers, switches.scheduler if getattr(o, "tile", 0) else None)
+    return cluster.choose(o.device, o.precision)
 
 
 def _tiled(job: Job, o: Options, run: Run, switches: Switches) -> Options:
@@ -314,7 +322,7 @@ def run_all(o: Options, switches: Switches, notes: list[str] = ()) -> list[dict]
     """
     o, unused = resolve(o)
     folder = method_folder(o.save_folder, o.task, o.model_type, o.special)
-    device, precision = choose(o.device, o.precision)
+    device, precision = _where(o, switches)
     items = data.resolve(o.folder_path)
     runs = getattr(o, "runs", 1)
     if switches.resume and switches.overwrite:
@@ -406,14 +414,14 @@ def open_log(path: Path, show: bool = True) -> Iterator[Callable[[str], None]]:
             log.close()
 
 
-def _header(o: Options, notes: list[str], items: list, device, precision: str) -> list[str]:
+def _header(o: Options, notes: list[str], items: list, device: str, precision: str) -> list[str]:
     lines = ["------------ Options -------------"]
     lines += [f"{k}: {v}" for k, v in asdict(o).items() if v not in (None, [])]
     lines += ["-------------- End ----------------"]
     lines += [f"note: {note}" for note in notes]
     names = ", ".join(item.name for item in items[:12]) + (" …" if len(items) > 12 else "")
     many = "s" * (len(items) != 1)
-    lines += [f"{len(items)} picture{many}: {names}", f"on {device.type} in {precision}"]
+    lines += [f"{len(items)} picture{many}: {names}", f"on {device} in {precision}"]
     return lines
 
 

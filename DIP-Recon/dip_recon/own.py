@@ -13,7 +13,6 @@ from . import data, images, models, operators
 from .cluster import Cluster
 from .errors import UserError
 from .experiment import configuration, run_one
-from .fit import choose
 from .flags import Switches
 from .images import large
 from .options import (
@@ -89,7 +88,7 @@ def restore(job: Job, options: Options, given: dict, folder: Path) -> tuple[dict
     options, _ = resolve(replace(options, **given))
     options.validate()
     run = Run(folder)
-    config = configuration(options, job, *choose(options.device, options.precision))
+    config = configuration(options, job, *Cluster().choose(options.device, options.precision))
     try:
         run.check(config, NOT_IN_THE_NUMBERS, resume=True, overwrite=False)
     except UserError as error:
@@ -131,8 +130,9 @@ def denoise_tiled(path: Path, output: Path, given: dict, cluster: Cluster, keep:
             raise UserError(f"{output}: is there already; choose another --output, or remove it")
         stat = path.stat()
         identity = {"picture": str(path.resolve()), "bytes": stat.st_size, "time": stat.st_mtime_ns}
-        device, precision = choose(options.device, options.precision)
-        config = {**asdict(options), **identity, "device": device.type, "precision": precision}
+        device, precision = cluster.choose(options.device, options.precision)
+        options = replace(options, device=device, precision=precision)
+        config = {**asdict(options), **identity}
         try:
             run.check(config, NOT_IN_THE_NUMBERS, resume=True, overwrite=False)
         except UserError as error:
@@ -141,7 +141,7 @@ def denoise_tiled(path: Path, output: Path, given: dict, cluster: Cluster, keep:
                 "another --keep"
             ) from error
         _check_free("--keep", run)
-        tiles = Tiles(source, layout, keep / "tiles", options)
+        tiles = Tiles(source, layout, keep / "tiles", options, name=path.name)
         tiles.check()
         cluster.check()
         # made first, so that a full disk or a bad name shows before hours of fitting

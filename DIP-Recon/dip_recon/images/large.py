@@ -79,7 +79,7 @@ def create_sink(
     else:
         check_writable(path)
     if path.exists() and not overwrite:
-        raise UserError(f"{path}: is there already; --overwrite replaces it")
+        raise UserError(f"{path}: is there already; choose another name, or remove it")
     if suffix == ".zarr":
         return ZarrSink(path, size, channels, kind, alpha, resume)
     if suffix in (".tif", ".tiff") and kind.space in ("grey", "rgb") and kind.bits >= 8:

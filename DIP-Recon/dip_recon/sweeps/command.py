@@ -67,7 +67,7 @@ def main(argv: list[str], prog: str = "dip-recon sweep") -> int:
     elsewhere = None
     if cluster.scheduler:
         asked = [typed.get(k) or sweep.options.get(k, "auto") for k in ("device", "precision")]
-        elsewhere = cluster.ask(_chosen_there, asked)
+        elsewhere = cluster.choose(*asked)
         typed |= dict(zip(("device", "precision"), elsewhere, strict=True))
     wanted, notes = plans(sweep, typed, str(Path("runs") / title), checking, elsewhere)
     folder = Path(wanted[0].options.save_folder)
@@ -90,12 +90,6 @@ def main(argv: list[str], prog: str = "dip-recon sweep") -> int:
             say(line)
         failed = _carry_out(left, replace(switches, overwrite=False), cluster, folder, say)
         return _report(sweep, folder, failed, say)
-
-
-def _chosen_there(asked: list[str], _) -> tuple[str, str]:
-    """Device and precision as the machine chooses them that this is called on."""
-    device, precision = choose(*asked)
-    return device.type, precision
 
 
 def _refuse(message: str):

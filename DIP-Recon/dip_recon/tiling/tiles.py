@@ -44,6 +44,7 @@ class Task:
     options: Options
     sigma: float | None
     estimated: bool = False
+    name: str = "tile"
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Fitted:
     picture: np.ndarray
     iterations: int
     stop_iteration: int
+    stopped_by_rule: bool
     seconds: float
 
 
@@ -64,37 +66,45 @@ def fit_tile(task: Task, cancelled: Callable[[], bool] | None = None) -> Fitted:
         if cancelled and cancelled():
             raise KeyboardInterrupt
 
-    job = _job(task.y, task.sigma, task.estimated)
+    job = _job(task)
     state = prepare(job, o, *choose(o.device, o.precision))
     result = fit(state, o.num_iters, [watch])
     picture = result.restored[0].float().cpu().numpy()
-    return Fitted(picture, result.iterations, result.stop_iteration, result.seconds)
+    stop = result.stop_iteration, result.stopped_by_rule
+    return Fitted(picture, result.iterations, *stop, result.seconds)
 
 
-def _job(y: np.ndarray, sigma: float | None, estimated: bool = False) -> Job:
-    problem = Problem.denoising(tensor(y), sigma=sigma, estimated=estimated, name="a tile")
-    return Job("tile", problem, y, "")
+def _job(task: Task) -> Job:
+    known = {"sigma": task.sigma, "estimated": task.estimated}
+    problem = Problem.denoising(tensor(task.y), **known, name=task.name)
+    return Job(task.name, problem, task.y, "")
 
 
 class Tiles:
     """The tiles of one picture, each finished one a file in ``folder``.
 
     source: gives the noisy picture by windows, ``read(top, bottom, left, right)`` → [C, h, w].
+    o: options; to fit, with the device and precision named, so that nothing but the time depends
+        on the worker.
     sigma: noise level on the 0–255 scale; where it is not known, method-noise stopping goes by one
         estimated from many tiles.
     """
 
     def __init__(
-        self, source: Readable, layout: Layout, folder: Path, o: Options, sigma: float | None = None
+        self,
+        source: Readable,
+        layout: Layout,
+        folder: Path,
+        o: Options,
+        sigma: float | None = None,
+        name: str = "picture",
     ) -> None:
         self.source, self.layout, self.folder = source, layout, Path(folder)
+        self.options, self.name = o, name
         self.sigma = sigma or o.sigma
         self.estimated = self.sigma is None and o.stopping in METHOD_NOISE
         if self.estimated:
             self.sigma = self._estimate()
-        # nothing may depend on the worker but the time
-        device, precision = choose(o.device, o.precision)
-        self.options = replace(o, device=device.type, precision=precision)
 
     def check(self) -> None:
         """Raise UserError if the network, the rule or a tile's size will not do; fits nothing."""
@@ -110,8 +120,7 @@ class Tiles:
 
     def _first(self) -> tuple[Job, dict]:
         """The first tile as a problem, and its network's settings."""
-        task = self._task(self.layout[0])
-        job = _job(task.y, task.sigma, task.estimated)
+        job = _job(self._task(self.layout[0]))
         return job, network_settings(job, self.options)
 
     def _estimate(self) -> float:
@@ -154,7 +163,8 @@ class Tiles:
 
     def _task(self, tile: Tile) -> Task:
         y = self.layout.read(tile, self.source)
-        return Task(tile, y, self.options, self.sigma, self.estimated)
+        name = f"{self.name}, tile {tile.index}"
+        return Task(tile, y, self.options, self.sigma, self.estimated, name)
 
     def load(self, tile: Tile) -> Fitted:
         """A finished tile. Raises UserError if its file is damaged."""
@@ -178,7 +188,7 @@ class Tiles:
             yield window, blend(self.layout, window, load)
 
     def write_table(self, path: Path) -> dict:
-        """A row a tile, as CSV; returns what they come to: iterations, their median, seconds."""
+        """A row a tile, as CSV; returns what they come to: most iterations, the median stop, …"""
         rows = []
         for tile in self.layout:
             fitted = self.load(tile)
@@ -196,6 +206,7 @@ class Tiles:
             "tiles": len(rows),
             "iterations": max(row["iterations"] for row in rows),
             "stop_iteration": stops[len(stops) // 2],
+            "stopped_by_rule": all(row["stopped_by_rule"] for row in rows),
             "seconds": round(sum(row["seconds"] for row in rows), 2),
         }
 
