@@ -1,8 +1,11 @@
+import math
+
 import numpy as np
 import pytest
 from skimage import data
 
-from dip_recon import noise
+from dip_recon import images, noise
+from dip_recon.data import resolve
 from dip_recon.errors import UserError
 
 
@@ -98,3 +101,34 @@ def test_estimate_sigma_is_the_wavelet_formula():
     detail = (windows[::2, ::2, ::-1, ::-1] * np.outer(taps, taps)).sum((-1, -2))
     expected = 255 * np.median(np.abs(detail)) / 0.6744897501960817
     assert noise.estimate_sigma(y) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("sigma", [10, 25, 50])
+@pytest.mark.parametrize("name", ["chelsea", "coffee", "astronaut"])
+@pytest.mark.parametrize("grey", [False, True])
+def test_the_noise_level_is_told_from_a_picture(name, sigma, grey):
+    [item] = resolve(f"bundled/{name}")
+    clean = images.read(item.path).data[:, 40:200, 60:220]
+    clean = clean.mean(0, keepdims=True) if grey else clean
+    y = noise.add_gaussian(clean, sigma, np.random.RandomState(7))
+    assert noise.before_clipping(y, noise.noise_level(y)) == pytest.approx(sigma, rel=0.1)
+
+
+def test_noise_that_grows_with_brightness_gives_its_mean_power():
+    clean = np.linspace(0.1, 0.8, 160, dtype=np.float32)[None, None].repeat(160, 1)
+    y = noise.add_poisson(np.repeat(clean, 3, 0), 0.02, np.random.RandomState(7))
+    rms = 255 * float(np.sqrt(np.square(y - clean).mean()))
+    assert noise.noise_level(y) == pytest.approx(rms, rel=0.05)
+
+
+def test_a_flat_or_tiny_picture_has_no_noise_level():
+    assert noise.noise_level(np.full((3, 64, 64), 0.4, np.float32)) == pytest.approx(0, abs=1e-3)
+    for size in ((1, 1), (3, 37), (9, 9), (20, 15)):
+        assert math.isfinite(noise.noise_level(np.random.RandomState(0).rand(1, *size)))
+
+
+def test_clipping_is_undone_where_it_can_be():
+    y = noise.add_gaussian(np.full((1, 128, 128), 0.05), 40, np.random.RandomState(7))
+    left = 255 * float(y.std())
+    assert left < 30 and noise.before_clipping(y, left) == pytest.approx(40, rel=0.06)
+    assert noise.before_clipping(y, 300.0) == 300

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import torch
+from conftest import refused
 
 from dip_recon import operators
 from dip_recon.errors import UserError
@@ -232,3 +233,40 @@ def test_mask_from_picture():
         operators.mask_from_picture(picture, size=(6, 8))
     with pytest.raises(UserError, match="black"):
         operators.mask_from_picture(np.zeros((1, 8, 6)))
+
+
+def test_mask_from_alpha():
+    alpha = np.full((8, 6), 255, np.uint8)
+    alpha[2:4, 1:5] = 0
+    alpha[4, 1:3] = 127, 128  # less and more than half opaque
+    missing = alpha < 128
+    for form in (alpha, alpha.astype(np.uint16) * 257, alpha / np.float32(255)):
+        mask = operators.mask_from_alpha(form)
+        assert mask.shape == (1, 8, 6) and mask.dtype == np.float32
+        np.testing.assert_array_equal(mask[0] == 0, missing)
+    refused(lambda: operators.mask_from_alpha(np.ones((8, 6))), "no pixel is transparent")
+    refused(lambda: operators.mask_from_alpha(np.zeros((8, 6), np.uint8)), "all pixels")
+
+
+@pytest.mark.parametrize("colour", ["#ff0000", "#F00", "red", "Red "])
+def test_mask_from_colour(colour):
+    data = np.random.RandomState(0).rand(3, 8, 6).astype(np.float32) * 0.9
+    data[:, 2:4, 1:5] = np.reshape([1, 5 / 255, 0], (3, 1, 1))
+    data[:, 5, 5] = 1, 6 / 255, 0
+    mask = operators.mask_from_colour(data, colour)
+    assert mask.shape == (1, 8, 6) and mask.dtype == np.float32
+    assert (mask[0, 2:4, 1:5] == 0).all() and mask.sum() == 48 - 8
+    assert operators.mask_from_colour(data, colour, 0.05).sum() == 48 - 9
+    refused(lambda: operators.mask_from_colour(data, colour, 0), "no pixel", "0.020")
+    refused(lambda: operators.mask_from_colour(data[:, 2:4, 1:5], colour), "all pixels")
+
+
+def test_mask_from_colour_of_a_grey_picture_and_wrong_colours():
+    data = np.full((1, 8, 6), 0.5)
+    data[0, 3] = 1
+    assert operators.mask_from_colour(data, "white")[0, 3].sum() == 0
+    refused(lambda: operators.mask_from_colour(data, "red"), "no pixel is red")
+    for wrong in ("ff0000", "#ff00", "#ff000080", "none", "0.5", "C0", "magneta", ""):
+        refused(lambda w=wrong: operators.mask_from_colour(data, w), repr(wrong), "#rrggbb")
+    refused(lambda: operators.mask_from_colour(data, "magneta"), "did you mean 'magenta'?")
+    refused(lambda: operators.mask_from_colour(data, "white", 1), "tolerance")

@@ -96,7 +96,7 @@ def test_memory_is_bounded_by_the_samples():
 
 @pytest.mark.parametrize("name", list(stopping.RULES))
 def test_resumed_rule_decides_alike(name, tmp_path):
-    settings = {"patience": 12, "window": 5, "mns_hold": 16}
+    settings = {"patience": 12, "window": 5, "mns_hold": 16, "least": 12}
     problem = Problem.denoising(torch.full((1, 1, 8, 8), 0.5), sigma=25)
     rules = [stopping.make(name, problem=problem, **settings) for _ in range(3)]
     whole, first, second = rules
@@ -220,3 +220,61 @@ def test_unknown_pixels_are_no_method_noise():
     assert rule.update(0, None, candidate)
     candidate[..., :32] += 0.2
     assert not stopping.make("SMNS", problem=masked, mns_hold=1).update(0, None, candidate)
+
+
+# ---------------------------------------------------------------- held out
+
+
+def picture_of(level, size=64):
+    return torch.full((1, 3, size, size), level)
+
+
+def test_held_out_pixels_are_not_fitted_and_tell_when_to_stop():
+    problem = Problem.denoising(picture_of(0.5))
+    rule = stopping.make("held-out", problem=problem, least=3)
+    held = rule.held.expand_as(problem.y) > 0
+    assert 0.02 < held.float().mean() < 0.031
+    fitted = rule.fitted(problem)
+    anywhere = torch.where(held, torch.tensor(9.0), problem.y)
+    assert fitted.A(anywhere).equal(fitted.y), "what is said there does not matter"
+    assert not fitted.A(problem.y + 0.1).equal(fitted.y)
+
+    def off(error, elsewhere):  # a candidate with one error there and another elsewhere
+        return problem.y + torch.where(held, error, elsewhere)
+
+    errors = [(0.4, 0.4), (0.1, 0.3), (0.2, 0.2), (0.2, 0.1), (0.3, 0.0)]
+    said = [rule.update(i, None, off(*e)) for i, e in enumerate(errors)]
+    assert said == [False, False, False, False, True]
+    assert rule.iteration == 1 and rule.picture.equal(off(0.1, 0.3))
+
+
+def test_what_is_held_out_was_measured():
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., :32] = 1
+    problem = Problem(picture_of(0.5) * mask, Mask(mask), (64, 64))
+    rule = stopping.make("held-out", problem=problem)
+    assert rule.held[..., :32].sum() == rule.held.sum() > 0
+    fitted = rule.fitted(problem)
+    assert fitted.psnr_measured(picture_of(0.5)) > 100
+    assert fitted.psnr_measured(picture_of(0.4)) == pytest.approx(20, abs=0.01)
+    one = Problem.denoising(torch.zeros(1, 1, 1, 1))
+    refused(lambda: stopping.make("held-out", problem=one), "held-out", "too few")
+
+
+def test_held_out_waits_the_longer_the_longer_it_took():
+    problem = Problem.denoising(picture_of(0.5))
+    rule = stopping.make("held-out", problem=problem, least=10)
+    for i in range(401):
+        assert not rule.update(i, None, problem.y + (0.5 - i / 1000))
+    ended = next(i for i in range(401, 900) if rule.update(i, None, problem.y + 0.3))
+    assert ended == 534 and rule.iteration == 400  # 134 of 534 are a quarter
+
+
+def test_held_out_resumes_where_it_was():
+    problem = Problem.denoising(picture_of(0.5))
+    first, second = (stopping.make("held-out", problem=problem, least=2) for _ in range(2))
+    first.update(0, None, problem.y + 0.1)
+    second.load_state_dict(first.state_dict())
+    assert not second.update(1, None, problem.y + 0.2)
+    assert second.update(2, None, problem.y + 0.2)
+    assert second.iteration == 0 and second.picture.equal(problem.y + 0.1)

@@ -59,7 +59,7 @@ def test_the_workers_choose_where_tiles_are_computed(tmp_path, folder, monkeypat
     """A client without a card must not settle for its own processor."""
     monkeypatch.setattr(Cluster, "check", lambda self: None)
     monkeypatch.setattr(Cluster, "ask", lambda self, function, task: ("cuda", "bf16"))
-    text = f"{FLAGS} --tile 24 --overlap 4 --folder_path {folder / 'grey.png'} --device auto --precision auto"
+    text = f"{FLAGS} --tile 24 --overlap 4 --folder_path {folder / 'grey.png'}"
     sent = []
 
     def each(self, function, tasks, large=False):
@@ -69,7 +69,8 @@ def test_the_workers_choose_where_tiles_are_computed(tmp_path, folder, monkeypat
             yield task, function(replace(task, options=here), None)
 
     monkeypatch.setattr(Cluster, "each", each)
-    flags = [*text.split(), "--save_folder", str(tmp_path), "--scheduler", "tcp://far:1"]
+    chosen = ["--device", "auto", "--precision", "auto", "--scheduler", "tcp://far:1"]
+    flags = [*text.split(), "--save_folder", str(tmp_path), *chosen]
     assert main(TiledOptions, flags) == 0
     assert set(sent) == {("cuda", "bf16")}
     assert Run(tmp_path / "denoising" / "PG_DIP" / "grey").result()["device"] == "cuda"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -48,29 +47,17 @@ def build_parser() -> argparse.ArgumentParser:
         ("sr", _enlarge, "enlarge a picture"),
     ):
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
-        command.add_argument("picture", type=Path, help="PNG, JPEG, TIFF, …, 8 or 16 bit")
-        command.add_argument("-o", "--output", type=Path, required=True, help="file to write")
+        if name == "denoise":
+            _denoising_flags(command)
+        else:
+            command.add_argument("picture", type=Path, help="PNG, JPEG, TIFF, …, 8 or 16 bit")
+            command.add_argument("-o", "--output", type=Path, required=True, help="file to write")
         if name == "inpaint":
             command.add_argument(
                 "--mask", type=Path, required=True, help="picture of the same size, white = known"
             )
         if name == "sr":
             command.add_argument("--factor", type=int, default=4, help="times larger (default 4)")
-        if name == "denoise":
-            command.add_argument(
-                "--tile", type=int, metavar="PIXELS",
-                help="restore tiles of this size (128); large TIFF and Zarr are tiled anyway",
-            )  # fmt: skip
-            command.add_argument(
-                "--overlap", type=int, metavar="PIXELS", help="of tiles, on each side (16)"
-            )
-            command.add_argument("--sigma", type=float, help="noise level, 0-255, if known: tiles")
-            command.add_argument(
-                "--workers", type=int, metavar="N", help="processes that restore tiles (1)"
-            )
-            command.add_argument(
-                "--scheduler", metavar="ADDRESS", help="of a Dask cluster, for tiles"
-            )
         stop = " at most; it stops by itself" if name == "denoise" else ", as many as are run"
         command.add_argument("--iterations", type=int, help=f"iterations{stop}")
         command.add_argument("--seed", type=int, default=7)
@@ -141,6 +128,42 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _denoising_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "pictures", nargs="+", metavar="PICTURE",
+        help="PNG, JPEG, TIFF, Zarr, …, 8 or 16 bit; a stack of frames, a folder, a pattern",
+    )  # fmt: skip
+    command.add_argument(
+        "-o", "--output", type=Path,
+        help="file to write, or folder (PICTURE_denoised; for several the folder ./denoised)",
+    )  # fmt: skip
+    how = command.add_mutually_exclusive_group()
+    how.add_argument("--draft", action="store_true", help="a coarser picture, much sooner")
+    how.add_argument(
+        "--best", action="store_true",
+        help="the mean of 4 runs, and a picture of where they disagree",
+    )  # fmt: skip
+    command.add_argument("--runs", type=int, metavar="N", help="the mean of N runs instead")
+    command.add_argument(
+        "--explain", action="store_true", help="print what the choices were made from"
+    )
+    chosen = command.add_argument_group("what is chosen from the picture, unless told")
+    chosen.add_argument("--sigma", type=float, help="noise level, 0-255")
+    chosen.add_argument("--width", type=int, help="of the network: 32, 64, 128")
+    chosen.add_argument("--stopping", help="AMNS, SMNS, ES-WMV, ES-EMV or none")
+    tiles = command.add_argument_group("tiles")
+    tiles.add_argument(
+        "--tile", type=int, metavar="PIXELS",
+        help="restore tiles of this size, such as 128; large TIFF and Zarr are tiled anyway",
+    )  # fmt: skip
+    tiles.add_argument("--overlap", type=int, metavar="PIXELS", help="on each side (16)")
+    tiles.add_argument("--workers", type=int, metavar="N", help="processes that restore them (1)")
+    tiles.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster")
+    command.add_argument(
+        "--overwrite", action="store_true", help="do pictures of a folder again that are done"
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     """0 done, 2 the user's mistake, 1 ours, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
@@ -162,30 +185,23 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _denoise(args) -> None:
-    from . import own
-
-    if args.tile is None and not own.is_large(args.picture):
-        for flag in ("overlap", "sigma", "workers", "scheduler"):
-            if getattr(args, flag) is not None:
-                raise UserError(f"--{flag}: only with --tile")
-        _restore(args, own.denoising(args.picture), own.DENOISING)
-        return
+    from . import batch
     from .cluster import Cluster
 
     given = _given(args)
-    for flag in ("tile", "overlap", "sigma"):
-        if getattr(args, flag) is not None:
-            given[flag] = getattr(args, flag)
+    for flag, option in (("sigma", "sigma"), ("stopping", "stopping"), ("width", "dim")):
+        value = getattr(args, flag)
+        if value is not None:
+            given[option] = [value] if option == "dim" else value
     workers = 1 if args.workers is None else args.workers
-    if given.get("tile", 1) < 1 or workers < 1:
-        raise UserError("--tile --workers: give whole numbers, at least 1")
-    if not args.output.name:
-        raise UserError(f"--output {args.output}: give a file's name")
-    keep = args.keep or args.output.with_name(f".{args.output.name}.tiles")
-    cluster = Cluster(workers, args.scheduler)
-    print(own.denoise_tiled(args.picture, args.output, given, cluster, keep))
-    if args.keep is None:
-        shutil.rmtree(keep)
+    for flag in ("tile", "workers", "runs", "width"):
+        if getattr(args, flag) is not None and getattr(args, flag) < 1:
+            raise UserError(f"--{flag} {getattr(args, flag)}: must be at least 1")
+    wishes = batch.Wishes(
+        given, args.draft, args.runs or (4 if args.best else 1), args.explain, args.overwrite,
+        args.keep, args.tile, args.overlap, Cluster(workers, args.scheduler),
+    )  # fmt: skip
+    batch.denoise(args.pictures, args.output, wishes, print)
 
 
 def _inpaint(args) -> None:

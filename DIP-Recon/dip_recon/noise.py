@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, uniform_filter
+from scipy.optimize import brentq
 from scipy.stats import norm
 
 from .errors import UserError
@@ -65,6 +66,95 @@ def clipped_deviation(y: np.ndarray, sigma: float) -> float:
     mean = gaussian_filter(np.asarray(y, dtype=np.float64), (0, 1, 1))
     means, variances = clipped_moments(np.linspace(0, 1, 2001), sigma)
     return 255 * float(np.sqrt(np.interp(mean, means, variances).mean()))
+
+
+PATCHES = 60_000  # that the noise level is told from, at most
+
+
+def noise_level(y: np.ndarray) -> float:
+    """Deviation (0–255) of the noise in ``y`` [C, H, W] about the mean that clipping leaves of it.
+
+    Patches of a picture lie near a subspace; across it there is noise alone. So the least
+    eigenvalues of the patches' covariance are the noise's variance: as many of them are taken as
+    have their mean where their median is (Chen, Zhu & Heng, "An efficient statistical method for
+    image noise level estimation", ICCV 2015, algorithm 1). Patches hold all channels, which share
+    their texture and not their noise; their side is 8 pixels, less in small pictures, where there
+    are few. A grey picture has less to spare: of its patches only those with the least structure
+    count, and none that is mostly clipped. Noise that grows with brightness gives its mean power,
+    noise that its neighbours share is not seen (see ``flat_level``); a flat picture gives 0.
+    """
+    channels, height, width = y.shape
+    side = 8 if channels > 1 else 7
+    while side > 3 and 30 * channels * side**2 > (height - side + 1) * (width - side + 1):
+        side -= 1
+    if min(height, width) < side:
+        return 0.0
+    patches = _patches(y, side)
+    if channels == 1:
+        patches = _plainest(patches, side)
+    patches = patches - patches.mean(0)
+    values = np.linalg.eigvalsh(patches.T @ patches / max(len(patches) - 1, 1))[::-1]
+    for n in range(len(values)):
+        variance = values[n:].mean()
+        if np.median(values[n:]) >= variance:
+            break
+    # on noise alone it reads low: few samples, and of grey patches the plainest have less of it
+    low = 1.01 if channels > 1 else 1.035
+    return low * 255 * math.sqrt(max(variance, 0.0))
+
+
+def flat_level(y: np.ndarray, side: int = 12) -> float:
+    """Deviation (0–255) in the flattest places of ``y`` [C, H, W]: noise of any spectrum, and what
+    texture there is even there.
+
+    The 5 % quantile, over the picture, of the deviation in windows of ``side`` pixels. A camera
+    that sharpens, scales and compresses leaves noise that neighbouring pixels share, which hardly
+    shows in ``noise_level``.
+    """
+    if min(y.shape[1:]) < 2 * side:
+        return 0.0
+    y = np.asarray(y, np.float64)
+    mean = uniform_filter(y, (0, side, side))
+    variance = uniform_filter(np.square(y), (0, side, side)) - np.square(mean)
+    half = side // 2
+    inside = variance[:, half:-half:4, half:-half:4].mean(0)
+    return 255 * math.sqrt(max(float(np.quantile(inside, 0.05)), 0.0))
+
+
+def _patches(y: np.ndarray, side: int) -> np.ndarray:
+    """Overlapping patches [n, C·side²], all of them or ``PATCHES`` drawn from all over."""
+    windows = np.lib.stride_tricks.sliding_window_view(y, (side, side), axis=(1, 2))
+    windows = windows.transpose(1, 2, 0, 3, 4)
+    rows, columns = windows.shape[:2]
+    chosen = np.arange(rows * columns)
+    if len(chosen) > PATCHES:
+        chosen = np.random.RandomState(0).randint(rows * columns, size=PATCHES)
+    picked = windows[chosen // columns, chosen % columns]
+    return picked.reshape(len(chosen), -1).astype(np.float64)
+
+
+def _plainest(patches: np.ndarray, side: int) -> np.ndarray:
+    """The fifth of grey patches that vary least when smoothed by 2×2 means."""
+    clipped = ((patches <= 0) | (patches >= 1)).mean(1)
+    least = 30 * patches.shape[1]
+    free = patches[clipped <= 0.25]
+    free = free if len(free) >= least else patches
+    even = side // 2 * 2
+    means = free.reshape(-1, side, side)[:, :even, :even]
+    means = means.reshape(-1, even // 2, 2, even // 2, 2).mean((2, 4))
+    structure = means.reshape(len(free), -1).var(1)
+    count = min(len(free), max(least, len(patches) // 5))
+    return free[np.argsort(structure, kind="stable")[:count]]
+
+
+def before_clipping(y: np.ndarray, deviation: float) -> float:
+    """The noise level (0–255) whose noise has ``deviation`` after clipping, on this picture.
+
+    The inverse of ``clipped_deviation``; ``deviation`` itself where clipping cannot explain it.
+    """
+    if deviation < 0.1 or clipped_deviation(y, 400.0) <= deviation:
+        return deviation
+    return float(brentq(lambda s: clipped_deviation(y, s) - deviation, 0.05, 400.0, xtol=0.01))
 
 
 # High-pass filter of Daubechies' wavelet with two vanishing moments ("db2").

@@ -11,7 +11,9 @@ Masks: 1 = known, 0 = missing.
 
 from __future__ import annotations
 
+import difflib
 import math
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -66,6 +68,24 @@ class Mask(nn.Module):
 
     def adjoint(self, y: Tensor) -> Tensor:
         return self(y)
+
+
+class Kept(nn.Module):
+    """A's measurement where ``mask`` is 1, and 0 elsewhere: ``mask`` · A x.
+
+    ``mask`` is a tensor that broadcasts against the measurement. Part of a measurement is held out
+    of a fit by it.
+    """
+
+    def __init__(self, A, mask: Tensor):
+        super().__init__()
+        self.A = A
+        if isinstance(A, Mask):
+            mask = mask * A.mask
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mask * self.A(x)
 
 
 class Downsample(nn.Module):
@@ -307,6 +327,59 @@ def mask_from_picture(array: np.ndarray, size: tuple[int, int] | None = None) ->
     if not mask.any():
         raise UserError("the mask picture is all black: no pixel is known (white means known)")
     return mask
+
+
+def mask_from_alpha(alpha: np.ndarray) -> np.ndarray:
+    """A mask [1, H, W], float32, from an alpha channel [H, W]: missing is what is transparent.
+
+    ``alpha`` is in [0, 1], or unsigned integers up to their maximum, as ``Picture.alpha`` has them.
+    Known is what is at least half opaque: the soft rim of an eraser is cut in its middle, and what
+    is only slightly see-through is kept. Raises UserError if everything or nothing is missing.
+    """
+    alpha = np.asarray(alpha)
+    half = np.iinfo(alpha.dtype).max / 2 if alpha.dtype.kind == "u" else 0.5
+    known = alpha >= half
+    if known.all():
+        raise UserError("no pixel is transparent, so that none is missing: erase what to fill")
+    if not known.any():
+        raise UserError("all pixels are transparent: none is known (opaque means known)")
+    return known[None].astype(np.float32)
+
+
+def mask_from_colour(data: np.ndarray, colour: str, tolerance: float = 0.02) -> np.ndarray:
+    """A mask [1, H, W], float32, from a picture [C, H, W] in [0, 1]: a colour marks the missing.
+
+    ``colour`` is "#rrggbb", "#rgb" or a CSS name ("magenta"; "lime" is the full green). Missing is
+    what differs from it by at most ``tolerance`` in each of red, green and blue, where a grey
+    picture, C = 1, has all three equal: 0.02 is 5 steps of 255, too little for a JPEG.
+    Raises UserError if there is no such colour, the tolerance is not in [0, 1), or everything or
+    nothing is missing.
+    """
+    if not 0 <= tolerance < 1:
+        raise UserError(f"colour tolerance {tolerance}: must lie in [0, 1)")
+    rgb = np.reshape(_rgb(colour), (3, 1, 1))
+    difference = np.abs(np.asarray(data, np.float64) - rgb).max(axis=0, keepdims=True)
+    known = difference > tolerance + 1e-6  # float32 is not exact
+    if known.all():
+        raise UserError(
+            f"no pixel is {colour}, so that none is missing: the nearest is off by "
+            f"{difference.min():.3f} of 1, more than the tolerance of {tolerance:g}"
+        )
+    if not known.any():
+        raise UserError(f"all pixels are {colour} to within {tolerance:g}: none is known")
+    return known.astype(np.float32)
+
+
+def _rgb(colour: str) -> tuple[float, float, float]:
+    """Red, green and blue in [0, 1] of "#rrggbb", "#rgb" or a CSS name; UserError for others."""
+    from matplotlib.colors import CSS4_COLORS, to_rgb
+
+    name = colour.strip().lower()
+    if name not in CSS4_COLORS and not re.fullmatch("#([0-9a-f]{3}|[0-9a-f]{6})", name):
+        match = difflib.get_close_matches(name, CSS4_COLORS, n=1)
+        hint = f"; did you mean {match[0]!r}?" if match else ""
+        raise UserError(f"{colour!r} is no colour: give #rrggbb, in quotes, or a CSS name{hint}")
+    return to_rgb(name)
 
 
 def _check_size(name: str, mask: Tensor, x: Tensor) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from .errors import UserError, nearest
 
 METHOD_NOISE = ("SMNS", "AMNS")  # the rules that go by the noise level
-STOPPING = ("fixed", "none", *METHOD_NOISE, "ES-WMV", "ES-EMV")
+STOPPING = ("fixed", "none", *METHOD_NOISE, "ES-WMV", "ES-EMV", "held-out")
 SNAPSHOTS = (0, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
 

@@ -1,40 +1,35 @@
-"""One's own picture: no ground truth, no flags of a paper, a result in kind."""
+"""One's own picture: no ground truth, no flags of a paper, a result in kind.
+
+``auto`` chooses; here it is carried out, for the command and for the Python interface.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import math
-from dataclasses import asdict, replace
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from torch.nn import functional
 
-from . import data, images, models, operators
+from . import auto, data, images, models, noise, operators
 from .cluster import Cluster
 from .errors import UserError
 from .experiment import configuration, run_one
 from .flags import Switches
-from .images import large
 from .options import (
     NOT_IN_THE_NUMBERS,
-    DenoisingOptions,
     InpaintingOptions,
     Options,
     SuperResolutionOptions,
-    TiledOptions,
 )
 from .prepare import network_settings, resolve
 from .problem import Problem
-from .runs import Run, check_writable
+from .runs import Run, check_free
 from .tasks import Job, denoising_job, enlarge, tensor
-from .tiling import Layout, Tiles
 
-LARGE = 4096**2  # pixels from which a TIFF is denoised by tiles
-
-# ES-WMV's patience of 1000 iterations is as long as a whole run of these small networks.
-DENOISING = DenoisingOptions(
-    task="real_denoising", num_iters=3000, stopping="ES-WMV", patience=500, iters_print_acc=500
-)
 _HOURGLASS = {"model_type": "skip", "dim": [64], "num_scales": 5, "iters_print_acc": 500}
 INPAINTING = InpaintingOptions(**_HOURGLASS, mask_type="file", num_iters=2000)
 SUPER_RESOLUTION = SuperResolutionOptions(**_HOURGLASS, num_iters=2000)
@@ -47,13 +42,91 @@ def _read(path: Path) -> tuple[images.Picture, str]:
 def denoising(path: Path) -> Job:
     """A noisy picture as a problem."""
     picture, digest = _read(path)
-    return Job(
-        path.stem,
-        Problem.denoising(tensor(picture.data), name=path.stem),
-        picture.data,
-        digest,
-        picture,
-    )
+    return job_of(picture, path.stem, digest)
+
+
+def job_of(picture: images.Picture, name: str, digest: str | None = None) -> Job:
+    """The same for a picture that was read already; digest: the SHA-256 of its file."""
+    problem = Problem.denoising(tensor(picture.data), name=name)
+    digest = digest or hashlib.sha256(picture.data.tobytes()).hexdigest()
+    return Job(name, problem, picture.data, digest, picture)
+
+
+FitOne = Callable[[Job, Options, str], np.ndarray]
+
+
+@dataclass
+class Denoised:
+    """What came of a picture: [C, H, W] in [0, 1]; the choice; what a person should be told.
+
+    disagreement: deviation at each pixel of several runs [H, W], None of one.
+    """
+
+    picture: np.ndarray
+    choice: auto.Choice
+    notes: list[str] = field(default_factory=list)
+    disagreement: np.ndarray | None = None
+    told: str = "unchanged"
+
+
+def denoise(
+    job: Job, choice: auto.Choice, fit_one: FitOne, runs: int = 1, draft: bool = False
+) -> Denoised:
+    """Carry out what was chosen for a noisy picture.
+
+    fit_one: fits a job with options and gives the picture [C, H, W]; its third argument is where,
+        under the run's folder. runs: so many seeds, whose mean is the result. draft: the picture
+        of half the size is restored; detail comes back as far as it rises above the noise.
+    """
+    y = job.problem.y[0].numpy()
+    if choice.clean:
+        return Denoised(y, choice)
+    small = halved(job) if draft else job
+    pictures = []
+    began = time.perf_counter()
+    for n in range(runs):
+        options = replace(choice.options, seed=choice.options.seed + n)
+        found = fit_one(small, options, f"run{n + 1}" if runs > 1 else "")
+        pictures.append(_with_detail(found, y) if draft else found)
+    mean = pictures[0] if runs == 1 else np.mean(pictures, axis=0, dtype=np.float32)
+    # a draft has put back by itself what is not noise
+    restored, weight = (mean, 1.0) if draft else auto.drawn_back(mean, y, choice.deviation)
+    notes = []
+    if weight < 0.9:
+        notes.append(
+            f"it ended before all detail was back: {1 - weight:.0%} of the original was mixed in; "
+            "more --iterations, or a larger --width, may do better"
+        )
+    spread = np.std(pictures, axis=(0, 1), dtype=np.float32) if runs > 1 else None
+    told = f"{time.perf_counter() - began:.0f} s"
+    told = f"mean of {runs} runs, {told}" if runs > 1 else told
+    return Denoised(restored, choice, notes, spread, told)
+
+
+def halved(job: Job) -> Job:
+    """The same picture at half the size, by 2×2 means."""
+    y = functional.avg_pool2d(job.problem.y, 2, ceil_mode=True, count_include_pad=False)
+    return replace(job, problem=Problem.denoising(y, name=job.name), seen=y[0].numpy(), like=None)
+
+
+def _with_detail(half: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """A picture of half the size, enlarged, with the detail of ``y`` that is not noise.
+
+    The detail band as a whole is weighted as a Wiener filter would, by its power above the noise's.
+    """
+    size = y.shape[-2:]
+
+    def band(x: np.ndarray) -> np.ndarray:
+        means = functional.avg_pool2d(tensor(x), 2, ceil_mode=True, count_include_pad=False)
+        return x - enlarge(means[0].numpy(), size, clip=False)
+
+    unit = np.random.RandomState(0).standard_normal((1, *size)).astype(np.float32)
+    share = float(np.square(band(unit)).mean())
+    detail = band(y)
+    power = float(np.square(detail).mean())
+    noise_power = share * (noise.noise_level(y) / 255) ** 2
+    weight = max(0.0, 1 - noise_power / power) if power else 0.0
+    return (enlarge(half, size) + np.float32(weight) * detail).clip(0, 1)
 
 
 def inpainting(path: Path, mask_path: Path) -> Job:
@@ -96,97 +169,20 @@ def restore(job: Job, options: Options, given: dict, folder: Path) -> tuple[dict
             f"--keep {folder}: holds another run, or a damaged one; choose a new one"
         ) from error
     models.check_size(options.model_type, **network_settings(job, options))
-    _check_free("--keep", run)
+    check_free("--keep", run)
     return run_one(job, run, options, Switches(resume=True), lambda line: None)
 
 
-TILED = TiledOptions(task="real_denoising")
-
-
-def is_large(path: Path) -> bool:
-    """Whether a picture is a Zarr, or has more pixels than the whole-picture path takes on."""
-    if path.suffix.lower() == ".zarr":
-        return True
-    if path.suffix.lower() not in (".tif", ".tiff") or not path.is_file():
-        return False
-    with large.open_source(path) as source:
-        return math.prod(source.size) > LARGE
-
-
-def denoise_tiled(path: Path, output: Path, given: dict, cluster: Cluster, keep: Path) -> str:
-    """Denoise a picture of any size by tiles, from file to file; returns what to print of it.
-
-    Finished tiles stay in ``keep`` until the result is written: the same command goes on there.
-    A TIFF or Zarr is read and written by windows, so that memory does not grow with the picture.
-    """
-    options, _ = resolve(replace(TILED, **given))
-    options.validate()
-    run = Run(keep)
-    with large.open_source(path) as source:
-        if source.channels not in (1, 3):
-            raise UserError(f"{path}: has {source.channels} channels; grey or colour is wanted")
-        layout = Layout(source.size, options.tile, options.overlap)
-        if output.exists():
-            raise UserError(f"{output}: is there already; choose another --output, or remove it")
-        stat = path.stat()
-        identity = {"picture": str(path.resolve()), "bytes": stat.st_size, "time": stat.st_mtime_ns}
-        device, precision = cluster.choose(options.device, options.precision)
-        options = replace(options, device=device, precision=precision)
-        config = {**asdict(options), **identity}
-        try:
-            run.check(config, NOT_IN_THE_NUMBERS, resume=True, overwrite=False)
-        except UserError as error:
-            raise UserError(
-                f"{keep}: holds tiles of another picture or other settings; delete it, or choose "
-                "another --keep"
-            ) from error
-        _check_free("--keep", run)
-        tiles = Tiles(source, layout, keep / "tiles", options, name=path.name)
-        tiles.check()
-        cluster.check()
-        # made first, so that a full disk or a bad name shows before hours of fitting
-        alpha = source if source.has_alpha else None
-        large.create_sink(output, source.size, source.channels, source.kind, alpha=alpha).suspend()
-        run.begin(config, overwrite=False)
-        if tiles.sigma is not None:
-            known = "as given" if options.sigma else "estimated from the picture"
-            print(f"{path.name}: {len(layout)} tiles, noise level {tiles.sigma:.2f}, {known}")
-        tiles.fit(cluster)
-        sink = large.create_sink(
-            output, source.size, source.channels, source.kind, alpha=alpha, resume=True
-        )
-        with sink:
-            for (top, _, left, _), window in tiles.blended():
-                sink.write(top, left, window)
-        counts = tiles.write_table(keep / "tiles.csv")
-        tiles.remove()
-    return (
-        f"{output}: {counts['tiles']} tiles, {counts['stop_iteration']} iterations each in the "
-        f"middle, {counts['seconds']:.0f} s in all"
-    )
-
-
-def _check_free(flag: str, run: Run) -> None:
-    """Raise UserError unless the folder can be written and holds a run, or nothing."""
-    if run.folder.is_dir() and any(run.folder.iterdir()) and not run.begun:
-        raise UserError(f"{flag} {run.folder}: holds other files; choose a new folder")
-    check_writable(run.folder)
-
-
 DEMO = replace(
-    DENOISING,
-    task="denoising",
-    folder_path="bundled/rocket",
-    crop=[256, 256],
+    auto.DENOISING, task="denoising", folder_path="bundled/rocket", crop=[256, 256],
     noise_sigma=25.0,
-    patience=300,
-)
+)  # fmt: skip
 
 
 def demo(folder: Path) -> str:
     """Restore a picture that scikit-image ships; returns a table of what came of it."""
     run = Run(folder)
-    _check_free("--output", run)
+    check_free("--output", run)
     job = denoising_job(data.resolve(DEMO.folder_path)[0], DEMO)
     print(f"{job.name}, 256×256, Gaussian noise sigma 25; {DEMO.model_type}, {DEMO.stopping}")
     options, _ = resolve(DEMO)

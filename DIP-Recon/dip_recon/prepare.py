@@ -25,6 +25,7 @@ from .inputs import channels_of, make_input
 from .operators import Identity
 from .options import NETWORK_OPTIONS, Options, words
 from .problem import Problem
+from .stopping import HeldOut
 from .tasks import Job, load
 
 
@@ -128,6 +129,8 @@ def check_rules(job: Job, o: Options, settings: dict) -> None:
     """Raise UserError if the stopping rule or the growing does not go with this picture."""
     _rule(job.problem, o)
     if o.growing:
+        if o.stopping == HeldOut.name:
+            raise UserError(f"--stopping {HeldOut.name}: not with --growing True")
         if not isinstance(job.problem.A, Identity):
             raise UserError(f"--growing True: for denoising only, not for {o.task}")
         network = models.build(o.model_type, **settings, device="meta")
@@ -146,11 +149,12 @@ def prepare(job: Job, o: Options, device: torch.device, precision: str) -> State
         network = network.to(memory_format=torch.channels_last)
         z = z.to(memory_format=torch.channels_last)
     problem = job.problem.to(device)
+    rule = _rule(problem, o)
     schedule = Decay(o.gamma, o.step_size) if o.decay_lr else Decay()
     if o.growing:
         schedule = Growing.of(network, o.transition, o.stabilisation)
     return State(
-        problem=problem,
+        problem=rule.fitted(problem),
         network=network,
         z=z,
         optimizer=make_optimizer(o.optimizer, network.parameters(), o.lr, o.decay[0]),
@@ -162,7 +166,7 @@ def prepare(job: Job, o: Options, device: torch.device, precision: str) -> State
         tv_weight=o.tv_weight,
         schedule=schedule,
         average=LastOutputs(o.average_last) if o.average_last else MovingAverage(),
-        stopping=_rule(problem, o),
+        stopping=rule,
         backtracking=Backtracking(o.backtracking, o.backtracking_lr) if o.backtracking else None,
         precision=precision,
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .operators import Identity, Mask
+from .operators import Identity, Kept, Mask
 
 
 @dataclass
@@ -57,5 +57,6 @@ class Problem:
         With a mask only the known pixels count, so that it means the same for every task.
         """
         error = (self.A(x.clamp(0, 1)) - self.y).square()
-        known = self.A.mask.expand_as(self.y).sum() if isinstance(self.A, Mask) else error.numel()
+        masked = isinstance(self.A, Mask | Kept)
+        known = self.A.mask.expand_as(self.y).sum() if masked else error.numel()
         return float(-10 * torch.log10(error.sum() / known + 1e-20))

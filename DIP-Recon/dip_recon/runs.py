@@ -246,3 +246,10 @@ def _damaged(path: Path) -> UserError:
 
 def _short(value) -> str:
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def check_free(flag: str, run: Run) -> None:
+    """Raise UserError unless the folder can be written and holds a run, or nothing."""
+    if run.folder.is_dir() and any(run.folder.iterdir()) and not run.begun:
+        raise UserError(f"{flag} {run.folder}: holds other files; choose a new folder")
+    check_writable(run.folder)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from .errors import UserError, nearest
-from .noise import clipped_deviation, estimate_sigma
-from .operators import Identity, Mask
+from .noise import clipped_deviation, noise_level
+from .operators import Identity, Kept, Mask
 from .problem import Problem
 
 
@@ -28,6 +29,10 @@ class Fixed:
     def __init__(self) -> None:
         self.iteration = -1
         self.picture: Tensor | None = None
+
+    def fitted(self, problem: Problem) -> Problem:
+        """The problem that the network is to be fitted to: all of it, or what the rule leaves."""
+        return problem
 
     def update(self, iteration: int, out: Tensor, candidate: Tensor) -> bool:
         """Take note of iteration ``iteration`` (from 0); [1, C, H, W] each. True ends the run."""
@@ -201,7 +206,7 @@ class MethodNoise(Fixed):
         if given is None and not isinstance(problem.A, Identity):
             raise UserError(f"--stopping {self.name}: tell the noise level by --sigma")
         if given is None:
-            given = estimate_sigma(problem.y[0].cpu().numpy())
+            given = noise_level(problem.y[0].cpu().numpy())
         if given <= 0:
             raise UserError(f"--stopping {self.name}: there is no noise in {problem.name}")
         self.problem, self.sigma, self.hold = problem, given, mns_hold
@@ -233,8 +238,8 @@ class AdaptiveMethodNoise(MethodNoise):
     Noise that was clipped to [0, 1] has lost power where the picture is dark or bright, and its
     mean has moved: the network comes down to that mean, the method noise to the deviation about it.
     The target is the smaller of two: that deviation, by ``clipped_deviation``, and the noise level
-    estimated from y with its standard error on top, which only texture can make too large; but no
-    less than 0.92 of the first, for noise that is mostly clipped reads low. (The thesis fits a
+    told from y by ``noise_level``, which only texture can make too large; but no less than 0.95 of
+    the first. Where the noise level is not given the target is the second alone. (The thesis fits a
     polynomial to Foi's clipped deviation, with y in the place of the clean picture.)
     """
 
@@ -247,19 +252,80 @@ class AdaptiveMethodNoise(MethodNoise):
         y = problem.y[0].cpu().numpy()
         self.deviation = self.sigma
         if not self.estimated:
-            # a median of y.size / 4 magnitudes has a standard error of 1.17 over their root
-            seen = estimate_sigma(y) * (1 + 1.17 / math.sqrt(y.size / 4))
             clipped = clipped_deviation(y, self.sigma)
-            self.deviation = min(max(seen, 0.92 * clipped), clipped)
+            self.deviation = min(max(noise_level(y), 0.95 * clipped), clipped)
 
     def target(self) -> float:
         return self.deviation / 255
 
 
+class HeldOut(Fixed):
+    """held-out: stop at the least error on measured pixels that the fit does not see.
+
+    A few pixels, the same in all channels, are left out of the loss. What noise they have is news
+    to the network, so that the error there is the picture's own plus the noise's power, which is
+    the same at all iterations: no noise level is asked for, nor that the noise be Gaussian or the
+    same everywhere, only that it be independent from pixel to pixel (Ding et al., "A validation
+    approach to over-parameterized matrix and image recovery", arXiv 2209.10675, section 4; Yaman
+    et al., "Zero-shot self-supervised learning for MRI reconstruction", ICLR 2022). The run ends
+    when that error has had no new minimum for a quarter of the iterations done, but at least
+    ``least``; it returns the picture of the minimum.
+
+    Args:
+        problem: the whole problem; where it has a mask, known pixels are held out. Of its measured
+            pixels ``SHARE`` are, but 600 if that is more and no more than three in a hundred.
+    """
+
+    name = "held-out"
+    SHARE, ENOUGH, MOST = 0.01, 600, 0.03
+    WAIT = 0.25
+
+    def __init__(self, problem: Problem, least: int = 100) -> None:
+        super().__init__()
+        y = problem.y
+        plane = y.shape[2:] if y.ndim > 2 else y.shape[1:]
+        known = torch.ones((1,) * (y.ndim - len(plane)) + tuple(plane))
+        if isinstance(problem.A, Mask):
+            known *= problem.A.mask.amin(1, keepdim=True).cpu()
+        places = known.flatten().nonzero().flatten()
+        count = min(max(self.SHARE * len(places), self.ENOUGH), self.MOST * len(places))
+        count = min(max(round(count), 1), len(places) - 1)
+        if count < 1:
+            raise UserError(f"--stopping {self.name}: {problem.name} has too few pixels")
+        order = torch.randperm(len(places), generator=torch.Generator().manual_seed(0))
+        held = torch.zeros_like(known).flatten()
+        held[places[order[:count]]] = 1
+        self.held = held.reshape(known.shape).to(y.device)
+        self.problem, self.least = problem, least
+        self.minimum = math.inf
+
+    def fitted(self, problem: Problem) -> Problem:
+        kept = 1 - self.held
+        return replace(problem, y=problem.y * kept, A=Kept(problem.A, kept))
+
+    def update(self, iteration: int, out: Tensor, candidate: Tensor) -> bool:
+        with torch.no_grad():
+            missed = (self.problem.A(candidate) - self.problem.y).square() * self.held
+        error = float(missed.sum())
+        if error < self.minimum:
+            self.minimum = error
+            self.iteration, self.picture = iteration, candidate.clone()
+        return iteration - self.iteration >= max(self.least, self.WAIT * iteration)
+
+    def state_dict(self) -> dict:
+        return {**super().state_dict(), "minimum": self.minimum}
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self.minimum = state["minimum"]
+
+
 RULES = {
     rule.name: rule
-    for rule in (Fixed, WindowedVariance, MovingVariance, MethodNoise, AdaptiveMethodNoise)
-}
+    for rule in (
+        Fixed, WindowedVariance, MovingVariance, MethodNoise, AdaptiveMethodNoise, HeldOut,
+    )
+}  # fmt: skip
 
 
 def make(name: str, **settings) -> Fixed:

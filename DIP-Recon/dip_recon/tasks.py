@@ -51,10 +51,12 @@ def load(path: Path, options: Options) -> np.ndarray:
     return np.ascontiguousarray(x)
 
 
-def enlarge(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def enlarge(x: np.ndarray, size: tuple[int, int], clip: bool = True) -> np.ndarray:
     """Resize [C, h, w] to [C, *size], bicubic, anti-aliased when shrinking, clipped to [0, 1]."""
-    resized = resize(np.moveaxis(x, 0, -1), size, order=3, mode="symmetric", anti_aliasing=True)
-    return np.moveaxis(resized, -1, 0).clip(0, 1).astype(np.float32)
+    moved = np.moveaxis(x, 0, -1)
+    resized = resize(moved, size, order=3, mode="symmetric", anti_aliasing=True, clip=clip)
+    resized = np.moveaxis(resized, -1, 0)
+    return (resized.clip(0, 1) if clip else resized).astype(np.float32)
 
 
 def tensor(x: np.ndarray) -> torch.Tensor:

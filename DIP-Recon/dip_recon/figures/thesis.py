@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from .methods import mixed
 from .records import Record, fair, group, over_seeds, psnr_of_mean
@@ -42,6 +42,7 @@ def psnr_and_time(records: list[Record]) -> Drawing:
              "oracle": over_seeds(runs, "psnr_oracle")[0], "n": len(runs)}
         )  # fmt: skip
     axes.set(xscale="log", xlabel="seconds a run", ylabel="PSNR (dB)")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.15, y=0.15)

@@ -24,7 +24,7 @@ from ..cluster import Cluster
 from ..errors import UserError
 from ..files import atomic
 from ..fit import choose, fit
-from ..noise import estimate_sigma
+from ..noise import noise_level
 from ..options import METHOD_NOISE, Options
 from ..prepare import check_rules, network_settings, prepare
 from ..problem import Problem
@@ -130,7 +130,7 @@ class Tiles:
         """
         step = max(len(self.layout) // 64, 1)
         tiles = (self.layout[i] for i in range(0, len(self.layout), step))
-        return float(np.median([estimate_sigma(self.layout.read(t, self.source)) for t in tiles]))
+        return float(np.median([noise_level(self.layout.read(t, self.source)) for t in tiles]))
 
     def path(self, tile: Tile) -> Path:
         return self.folder / f"{tile.index:06d}.npz"

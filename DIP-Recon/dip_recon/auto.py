@@ -1,0 +1,149 @@
+"""Noise level, network and stopping, chosen from the noisy picture alone.
+
+What is measured is put into words, so that a person can see why and overrule it. The width follows
+the texture that rises above the noise ("The Devil is in the Upsampling", ICCV 2023, chooses it by
+hand); the figures that the rule was fitted on are in results/, and ``benchmarks/width.py`` fits it
+again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from . import noise
+from .options import DenoisingOptions
+from .prepare import resolve
+
+CLEAN = 1.0  # noise level (0-255) below which there is nothing to take away
+STRONG = 40.0  # noise level from which the input is shaken more, as the papers do at sigma 50
+WIDE = 0.6  # texture, in units of the noise, from which the wider network is worth its time
+
+DENOISING = DenoisingOptions(
+    task="real_denoising", input_dim=64, dim=[32], num_iters=3000, stopping="held-out",
+    exp_weight=0.98, iters_print_acc=500,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen for a picture, and why.
+
+    options: of the fit, complete but for what the network fills in. deviation, sigma: of the noise
+    on the 0–255 scale, after clipping to [0, 1] and before. clean: whether there is no noise worth
+    the name. reasons: lines for a person. measured: figures by name, for ``--explain``.
+    """
+
+    options: DenoisingOptions
+    deviation: float
+    sigma: float
+    clean: bool
+    reasons: list[str] = field(default_factory=list)
+    measured: dict[str, str] = field(default_factory=dict)
+
+
+def texture(y: np.ndarray, deviation: float) -> float:
+    """How far the detail of ``y`` [C, H, W] rises above its noise: their RMS's ratio, 0 and up.
+
+    Detail is what a Gaussian of 1.5 pixels takes away; the noise's share of it is known.
+    """
+    if deviation <= 0:
+        return float("inf")
+    detail = np.asarray(y, np.float32) - gaussian_filter(y, (0, 1.5, 1.5))
+    impulse = np.zeros((25, 25))
+    impulse[12, 12] = 1
+    share = float(np.square(impulse - gaussian_filter(impulse, 1.5)).sum())
+    power = float(np.square(detail, dtype=np.float64).mean()) - share * (deviation / 255) ** 2
+    return float(np.sqrt(max(power, 0.0)) * 255 / deviation)
+
+
+def by_brightness(y: np.ndarray, parts: int = 4) -> list[float]:
+    """Noise (0–255) in the darkest to the brightest quarter of ``y``: the median deviation of
+    2×2 differences there, which texture raises a little."""
+    grey = np.asarray(y, np.float64)
+    grey = grey[..., : grey.shape[-2] // 2 * 2, : grey.shape[-1] // 2 * 2]
+    a, b, c, d = (grey[:, i::2, j::2] for i in (0, 1) for j in (0, 1))
+    mean, difference = (a + b + c + d) / 4, np.abs(a - b - c + d) / 2
+    edges = np.quantile(mean, np.linspace(0, 1, parts + 1)[1:-1])
+    part = np.searchsorted(edges, mean.ravel())
+    found = (difference.ravel()[part == n] for n in range(parts))
+    return [255 * float(np.median(values)) / 0.6745 if values.size else 0.0 for values in found]
+
+
+def is_noise_alone(y: np.ndarray, deviation: float) -> bool:
+    """Whether ``y`` smoothed over 4 pixels varies no more than white noise would."""
+    if deviation <= 0 or min(y.shape[-2:]) < 32:
+        return False
+    smooth = gaussian_filter(np.asarray(y, np.float64), (0, 4, 4))
+    left = (deviation / 255) ** 2 / (4 * np.pi * 4**2)
+    return bool(smooth.var(axis=(-2, -1)).max() < 2 * left)
+
+
+def denoising(y: np.ndarray, given: dict | None = None) -> Choice:
+    """Choose for the noisy picture ``y`` [C, H, W] in [0, 1].
+
+    ``given``: options that the user has set; what they say is not chosen.
+    """
+    given = dict(given or {})
+    if given.get("sigma"):
+        sigma = given["sigma"]
+        deviation = noise.clipped_deviation(y, sigma)
+        said = f"noise level {sigma:g} as given"
+    else:
+        deviation = noise.noise_level(y)
+        sigma = noise.before_clipping(y, deviation)
+        said = f"noise level about {sigma:.1f} of 255"
+        if sigma > 1.15 * deviation:
+            said += f", of which clipping has left {deviation:.1f}"
+    measured = {
+        "noise level": f"{sigma:.2f} (what clipping has left: {deviation:.2f})",
+        "by wavelets": f"{noise.estimate_sigma(y):.2f}",
+        "from dark to bright": ", ".join(f"{s:.1f}" for s in by_brightness(y)),
+    }
+    clean = deviation < CLEAN and not given.get("sigma")
+    if clean:
+        reasons = [f"{said}: there is no noise to take away"]
+        return Choice(replace(DENOISING, **given), deviation, sigma, clean, reasons, measured)
+    ratio = texture(y, deviation)
+    measured["texture above the noise"] = f"{ratio:.2f} (the wider network from {WIDE:g})"
+    chosen = {"dim": [64 if ratio >= WIDE else 32]}
+    chosen["reg_noise_std"] = 1 / 20 if sigma >= STRONG else 1 / 30
+    options = replace(DENOISING, **(chosen | given))
+    what = "much fine texture" if ratio >= WIDE else "little fine texture"
+    reasons = [f"{said}, {what} above it: {describe(options)}"]
+    if is_noise_alone(y, deviation):
+        reasons.append("there seems to be nothing but noise in it: expect a flat picture")
+    return Choice(options, deviation, sigma, clean, reasons, measured)
+
+
+def filled(o: DenoisingOptions) -> DenoisingOptions:
+    """With the network's own defaults, as a fit wants them."""
+    return resolve(o)[0]
+
+
+def describe(o: DenoisingOptions) -> str:
+    """The network and the rule in words."""
+    width = f"{o.model_type} of width {o.dim[0]}" if o.dim else o.model_type
+    if o.stopping in ("AMNS", "SMNS"):
+        return f"{width}, until what is taken away is as strong as the noise"
+    if o.stopping == "held-out":
+        return f"{width}, until pixels held out of the fit get worse"
+    if o.stopping in ("fixed", "none"):
+        return f"{width}, {o.num_iters} iterations"
+    return f"{width}, stopped by {o.stopping}"
+
+
+def drawn_back(restored: np.ndarray, y: np.ndarray, deviation: float) -> tuple[np.ndarray, float]:
+    """``restored`` no further from ``y`` than noise of ``deviation`` (0–255) would be.
+
+    Where the RMS r between the two exceeds the noise's s, more was lost than noise, and of all
+    mixtures y + w (restored − y) the one with w = s²/r² has the least expected error as long as
+    the loss has nothing to do with the noise (Stein's shrinkage towards y). Returns it and w.
+    """
+    r = 255 * float(np.sqrt(np.square(restored - y, dtype=np.float64).mean()))
+    if r <= deviation * 1.02 or r == 0:
+        return restored, 1.0
+    w = (deviation / r) ** 2
+    return (y + np.float32(w) * (restored - y)).astype(np.float32), w

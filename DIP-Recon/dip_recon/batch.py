@@ -1,0 +1,197 @@
+"""``dip-recon denoise``: pictures, folders of them and stacks of frames, each restored in kind."""
+
+from __future__ import annotations
+
+import glob
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from . import auto, images, own
+from .cluster import Cluster
+from .errors import UserError
+from .files import cannot_write
+from .images.frames import FrameWriter, count_frames, read_frame
+from .options import DenoisingOptions
+from .tiling import too_large
+from .tiling.files import denoise_file, is_large
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user said. given: options of the fit that are not to be chosen."""
+
+    given: dict
+    draft: bool = False
+    runs: int = 1
+    explain: bool = False
+    overwrite: bool = False
+    keep: Path | None = None
+    tile: int | None = None
+    overlap: int | None = None
+    cluster: Cluster = Cluster()
+
+
+def expand(words: list[str]) -> list[Path]:
+    """The pictures that paths, folders and patterns mean, in order and each once.
+
+    Raises UserError for a pattern without a match, a folder without a picture, two of one name.
+    """
+    found: dict[Path, None] = {}
+    for word in words:
+        path = Path(word)
+        if path.is_dir() and path.suffix.lower() != ".zarr":
+            new = images.list_pictures(path)
+        elif not path.exists() and glob.has_magic(word):
+            new = [Path(p) for p in sorted(glob.glob(word, recursive=True))]
+            new = [p for p in new if images.is_picture_name(p) or p.suffix.lower() == ".zarr"]
+            if not new:
+                raise UserError(f"{word}: no picture matches")
+        else:
+            new = [path]
+        found |= dict.fromkeys(new)
+    return list(found)
+
+
+def outputs(pictures: list[Path], output: Path | None, into_folder: bool) -> list[Path]:
+    """Where each result goes: ``output``, or in it where it is a folder.
+
+    Without one, NAME_denoised beside a single picture, and a folder ``denoised`` for several.
+    Raises UserError where a result would replace a picture, or two would be one file.
+    """
+    if not into_folder and output is None:
+        places = [pictures[0].with_name(f"{pictures[0].stem}_denoised{_suffix(pictures[0])}")]
+    elif not into_folder and not (output.is_dir() and output.suffix.lower() != ".zarr"):
+        if not output.name:
+            raise UserError(f"--output {output}: give a file's name")
+        places = [output]
+    else:
+        folder = Path("denoised") if output is None else output
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--output {folder}: give a folder for several pictures")
+        places = [folder / f"{p.stem}{_suffix(p)}" for p in pictures]
+    taken: dict[str, Path] = {}
+    for picture, place in zip(pictures, places, strict=True):
+        if place.exists() and picture.exists() and place.samefile(picture):
+            raise UserError(f"--output {place}: would replace {picture}; choose another")
+        other = taken.setdefault(str(place).casefold(), picture)
+        if other is not picture:
+            raise UserError(f"{picture}: would have the same output as {other}; do them apart")
+    return places
+
+
+def _suffix(picture: Path) -> str:
+    """That of the picture, where we write it; PNG for what is only read."""
+    suffix = picture.suffix.lower()
+    return picture.suffix if suffix in (*images.WRITABLE, ".zarr") else ".png"
+
+
+def denoise(words: list[str], output: Path | None, wishes: Wishes, say: Callable) -> None:
+    """Denoise all that ``words`` mean. Raises UserError, before anything is written if it can."""
+    pictures = expand(words)
+    into_folder = len(pictures) > 1 or Path(words[0]).is_dir() and pictures != [Path(words[0])]
+    places = outputs(pictures, output, into_folder)
+    for picture in pictures:
+        if not picture.exists():
+            raise UserError(f"{picture}: there is no such file; check the path")
+    if into_folder:
+        try:
+            places[0].parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(places[0].parent, error) from error
+    for picture, place in zip(pictures, places, strict=True):
+        if into_folder and place.exists() and not wishes.overwrite:
+            say(f"{place}: is there already, kept; --overwrite does it again")
+            continue
+        keep = wishes.keep / picture.stem if wishes.keep and into_folder else wishes.keep
+        _one(picture, place, replace(wishes, keep=keep), say)
+
+
+def _one(picture: Path, place: Path, wishes: Wishes, say: Callable) -> None:
+    if wishes.tile is not None or is_large(picture):
+        _by_tiles(picture, place, wishes, say)
+        return
+    for flag in ("overlap", "workers", "scheduler"):
+        if (wishes.overlap is not None) if flag == "overlap" else not wishes.cluster.here:
+            raise UserError(f"--{flag}: only with --tile")
+    images.check_writable(place)
+    frames = count_frames(picture)
+    if frames > 1:
+        _frames(picture, place, frames, wishes, say)
+        return
+    job = own.denoising(picture)
+    choice = _chosen(job, wishes, say)
+    if too_large(job, auto.filled(choice.options)):
+        say(f"{picture.name}: too large for this machine's memory as a whole: by tiles")
+        _by_tiles(picture, place, replace(wishes, tile=512), say)
+        return
+    done = _fit(job, choice, wishes)
+    images.write(place, done.picture, like=job.like)
+    _tell(place, done, say)
+
+
+def _frames(picture: Path, place: Path, count: int, wishes: Wishes, say: Callable) -> None:
+    """A stack frame by frame: chosen for each anew, since noise and texture may change."""
+    if place.suffix.lower() not in (".tif", ".tiff"):
+        raise UserError(f"--output {place}: a stack of {count} frames goes into a .tif")
+    with FrameWriter(place, count) as writer:
+        for index in range(count):
+            job = own.job_of(read_frame(picture, index), f"{picture.stem} frame {index + 1}")
+            choice = _chosen(job, wishes, say)
+            keep = wishes.keep / f"{index:04d}" if wishes.keep else None
+            done = _fit(job, choice, replace(wishes, keep=keep))
+            writer.write(done.picture, like=job.like)
+    say(f"{place}: {count} frames")
+
+
+def _chosen(job, wishes: Wishes, say: Callable) -> auto.Choice:
+    y = own.halved(job).problem.y if wishes.draft else job.problem.y
+    choice = auto.denoising(y[0].numpy(), wishes.given)
+    for reason in choice.reasons:
+        say(f"{job.name}: {reason}")
+    if wishes.explain:
+        for name, value in choice.measured.items():
+            say(f"  {name}: {value}")
+    return choice
+
+
+def _fit(job, choice: auto.Choice, wishes: Wishes) -> own.Denoised:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = wishes.keep or Path(temporary)
+
+        def fit_one(small, options, where: str) -> np.ndarray:
+            return own.restore(small, options, {}, folder / where)[1]
+
+        return own.denoise(job, choice, fit_one, wishes.runs, wishes.draft)
+
+
+def _tell(place: Path, done: own.Denoised, say: Callable) -> None:
+    say(f"{place}: {done.told}")
+    for note in done.notes:
+        say(f"  {note}")
+    if done.disagreement is not None:
+        path = place.with_name(f"{place.stem}_uncertainty.png")
+        most = max(float(done.disagreement.max()), 1e-6)
+        images.save_png(path, done.disagreement[None] / most)
+        say(f"{path}: how far the runs disagree; white is a deviation of {255 * most:.1f} of 255")
+
+
+def _by_tiles(picture: Path, place: Path, wishes: Wishes, say: Callable) -> None:
+    if wishes.draft or wishes.runs > 1:
+        raise UserError(
+            "--draft, --best: not by tiles; leave out --tile, or take a smaller picture"
+        )
+    more = {"tile": wishes.tile or 128, "overlap": 16 if wishes.overlap is None else wishes.overlap}
+
+    def choose(sample: np.ndarray) -> DenoisingOptions:
+        choice = auto.denoising(sample, wishes.given)
+        return replace(choice.options, **more)
+
+    keep = wishes.keep or place.with_name(f".{place.name}.tiles")
+    say(denoise_file(picture, place, choose, wishes.cluster, keep))
+    if wishes.keep is None:
+        shutil.rmtree(keep)

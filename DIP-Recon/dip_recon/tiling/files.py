@@ -1,0 +1,100 @@
+"""Denoise a picture of any size from file to file, tile by tile."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..cluster import Cluster
+from ..errors import UserError
+from ..images import large
+from ..options import NOT_IN_THE_NUMBERS, DenoisingOptions
+from ..prepare import resolve
+from ..runs import Run, check_free
+from .layout import Layout
+from .tiles import Tiles
+
+LARGE = 4096**2  # pixels from which a TIFF is denoised by tiles
+SAMPLE = 1024  # pixels a side that the options are chosen from
+
+
+def is_large(path: Path) -> bool:
+    """Whether a picture is a Zarr, or has more pixels than the whole-picture path takes on."""
+    if path.suffix.lower() == ".zarr":
+        return True
+    if path.suffix.lower() not in (".tif", ".tiff") or not path.is_file():
+        return False
+    with large.open_source(path) as source:
+        return math.prod(source.size) > LARGE
+
+
+def denoise_file(
+    path: Path,
+    output: Path,
+    choose: Callable[[np.ndarray], DenoisingOptions],
+    cluster: Cluster,
+    keep: Path,
+) -> str:
+    """Denoise a picture of any size by tiles, from file to file; returns what to print of it.
+
+    choose: the options, ``tile`` and ``overlap`` among them, for a sample [C, h, w] of the picture.
+    Finished tiles stay in ``keep`` until the result is written: the same command goes on there.
+    A TIFF or Zarr is read and written by windows, so that memory does not grow with the picture.
+    """
+    run = Run(keep)
+    with large.open_source(path) as source:
+        if source.channels not in (1, 3):
+            raise UserError(f"{path}: has {source.channels} channels; grey or colour is wanted")
+        options, _ = resolve(choose(source.read(*_middle(source.size))))
+        options.validate()
+        layout = Layout(source.size, options.tile, options.overlap)
+        if output.exists():
+            raise UserError(f"{output}: is there already; choose another --output, or remove it")
+        stat = path.stat()
+        identity = {"picture": str(path.resolve()), "bytes": stat.st_size, "time": stat.st_mtime_ns}
+        device, precision = cluster.choose(options.device, options.precision)
+        options = replace(options, device=device, precision=precision)
+        config = {**asdict(options), **identity}
+        try:
+            run.check(config, NOT_IN_THE_NUMBERS, resume=True, overwrite=False)
+        except UserError as error:
+            raise UserError(
+                f"{keep}: holds tiles of another picture or other settings; delete it, or choose "
+                "another --keep"
+            ) from error
+        check_free("--keep", run)
+        tiles = Tiles(source, layout, keep / "tiles", options, name=path.name)
+        tiles.check()
+        cluster.check()
+        # made first, so that a full disk or a bad name shows before hours of fitting
+        alpha = source if source.has_alpha else None
+        large.create_sink(output, source.size, source.channels, source.kind, alpha=alpha).suspend()
+        run.begin(config, overwrite=False)
+        if tiles.sigma is not None:
+            known = "as given" if options.sigma else "estimated from the picture"
+            print(f"{path.name}: {len(layout)} tiles, noise level {tiles.sigma:.2f}, {known}")
+        tiles.fit(cluster)
+        sink = large.create_sink(
+            output, source.size, source.channels, source.kind, alpha=alpha, resume=True
+        )
+        with sink:
+            for (top, _, left, _), window in tiles.blended():
+                sink.write(top, left, window)
+        counts = tiles.write_table(keep / "tiles.csv")
+        tiles.remove()
+    return (
+        f"{output}: {counts['tiles']} tiles, {counts['stop_iteration']} iterations each in the "
+        f"middle, {counts['seconds']:.0f} s in all"
+    )
+
+
+def _middle(size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The window of ``SAMPLE`` pixels a side in the middle of a picture of this size."""
+    (top, bottom), (left, right) = (
+        ((n - min(n, SAMPLE)) // 2, (n + min(n, SAMPLE)) // 2) for n in size
+    )
+    return top, bottom, left, right
