@@ -278,3 +278,24 @@ def test_held_out_resumes_where_it_was():
     assert not second.update(1, None, problem.y + 0.2)
     assert second.update(2, None, problem.y + 0.2)
     assert second.iteration == 0 and second.picture.equal(problem.y + 0.1)
+
+
+def test_a_minimum_by_chance_does_not_count_while_the_fit_is_slow():
+    problem = noisy(25)
+    rule = stopping.make("held-out", problem=problem, least=3)
+    held = rule.held.expand_as(problem.y) > 0
+    far, near = 40 / 255, 20 / 255  # method noise above the noise level, and below
+
+    def off(error, elsewhere):
+        return problem.y + torch.where(held, error, elsewhere)
+
+    for i, error in enumerate([0.100, 0.101, 0.101, 0.101, 0.101]):
+        assert not rule.update(i, None, off(error, far))
+    assert rule.iteration == 4
+    for i, error in enumerate([0.100, 0.101, 0.101, 0.101], start=5):
+        ended = rule.update(i, None, off(error, near))
+    assert ended and rule.iteration == 5
+    clearly = stopping.make("held-out", problem=problem, least=3)
+    for i, error in enumerate([0.1, 0.2, 0.2, 0.2]):  # worse, whatever the method noise says
+        ended = clearly.update(i, None, off(error, far))
+    assert ended and clearly.iteration == 0

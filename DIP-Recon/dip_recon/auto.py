@@ -14,15 +14,20 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from . import noise
+from .errors import UserError
 from .options import DenoisingOptions
 from .prepare import resolve
 
-CLEAN = 1.0  # noise level (0-255) below which there is nothing to take away
+SMALLEST = 8  # pixels a side
+CLEAN = 0.7  # noise level (0-255) below which there is nothing to take away
+SHARED = 2.0  # times that the flattest places vary more than white noise would have them
+FLAT = 1.2  # times the deviation of the flattest places that such noise has elsewhere
+FAITHFUL = 3.2  # most that is taken for such noise, for it may be texture: 38 dB
 STRONG = 40.0  # noise level from which the input is shaken more, as the papers do at sigma 50
-WIDE = 0.6  # texture, in units of the noise, from which the wider network is worth its time
+WIDE = 1.2  # texture, in units of the noise, from which the wider network is worth its time
 
 DENOISING = DenoisingOptions(
-    task="real_denoising", input_dim=64, dim=[32], num_iters=3000, stopping="held-out",
+    task="real_denoising", input_dim=64, dim=[32], num_iters=3000, stopping="held-out", mns_hold=10,
     exp_weight=0.98, iters_print_acc=500,
 )  # fmt: skip
 
@@ -86,20 +91,30 @@ def denoising(y: np.ndarray, given: dict | None = None) -> Choice:
 
     ``given``: options that the user has set; what they say is not chosen.
     """
+    if min(y.shape[1:]) < SMALLEST:
+        size = "×".join(map(str, y.shape[1:]))
+        raise UserError(f"{size} pixels: a picture wants at least {SMALLEST}×{SMALLEST}")
     given = dict(given or {})
+    white, flat = noise.noise_level(y), noise.flat_level(y)
+    shared = flat > SHARED * white  # neighbours share their noise
     if given.get("sigma"):
         sigma = given["sigma"]
         deviation = noise.clipped_deviation(y, sigma)
         said = f"noise level {sigma:g} as given"
+    elif shared:
+        sigma = deviation = min(FLAT * flat, max(FAITHFUL, FLAT * white))
+        said = f"noise level about {sigma:.1f} of 255, shared by neighbouring pixels"
     else:
-        deviation = noise.noise_level(y)
+        deviation = white
         sigma = noise.before_clipping(y, deviation)
         said = f"noise level about {sigma:.1f} of 255"
         if sigma > 1.15 * deviation:
             said += f", of which clipping has left {deviation:.1f}"
     measured = {
         "noise level": f"{sigma:.2f} (what clipping has left: {deviation:.2f})",
+        "by patches": f"{white:.2f}",
         "by wavelets": f"{noise.estimate_sigma(y):.2f}",
+        "in the flattest places": f"{flat:.2f}",
         "from dark to bright": ", ".join(f"{s:.1f}" for s in by_brightness(y)),
     }
     clean = deviation < CLEAN and not given.get("sigma")
@@ -110,9 +125,11 @@ def denoising(y: np.ndarray, given: dict | None = None) -> Choice:
     measured["texture above the noise"] = f"{ratio:.2f} (the wider network from {WIDE:g})"
     chosen = {"dim": [64 if ratio >= WIDE else 32]}
     chosen["reg_noise_std"] = 1 / 20 if sigma >= STRONG else 1 / 30
+    if shared:  # pixels held out would be told by their neighbours
+        chosen |= {"stopping": "AMNS", "sigma": sigma}
     options = replace(DENOISING, **(chosen | given))
-    what = "much fine texture" if ratio >= WIDE else "little fine texture"
-    reasons = [f"{said}, {what} above it: {describe(options)}"]
+    what = "much" if ratio >= WIDE else "little"
+    reasons = [f"{said}, {what} texture above it: {describe(options)}"]
     if is_noise_alone(y, deviation):
         reasons.append("there seems to be nothing but noise in it: expect a flat picture")
     return Choice(options, deviation, sigma, clean, reasons, measured)
@@ -140,10 +157,11 @@ def drawn_back(restored: np.ndarray, y: np.ndarray, deviation: float) -> tuple[n
 
     Where the RMS r between the two exceeds the noise's s, more was lost than noise, and of all
     mixtures y + w (restored − y) the one with w = s²/r² has the least expected error as long as
-    the loss has nothing to do with the noise (Stein's shrinkage towards y). Returns it and w.
+    the loss has nothing to do with the noise (Stein's shrinkage towards y); a twentieth more than
+    the noise is let pass. Returns it and w.
     """
     r = 255 * float(np.sqrt(np.square(restored - y, dtype=np.float64).mean()))
-    if r <= deviation * 1.02 or r == 0:
+    if r <= 1.05 * deviation:
         return restored, 1.0
-    w = (deviation / r) ** 2
+    w = (1.05 * deviation / r) ** 2
     return (y + np.float32(w) * (restored - y)).astype(np.float32), w

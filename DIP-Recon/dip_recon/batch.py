@@ -6,7 +6,7 @@ import glob
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ class Wishes:
     keep: Path | None = None
     tile: int | None = None
     overlap: int | None = None
-    cluster: Cluster = Cluster()
+    cluster: Cluster = field(default_factory=Cluster)
 
 
 def expand(words: list[str]) -> list[Path]:
@@ -71,7 +71,7 @@ def outputs(pictures: list[Path], output: Path | None, into_folder: bool) -> lis
         places = [output]
     else:
         folder = Path("denoised") if output is None else output
-        if folder.exists() and not folder.is_dir():
+        if (folder.exists() and not folder.is_dir()) or images.is_picture_name(folder):
             raise UserError(f"--output {folder}: give a folder for several pictures")
         places = [folder / f"{p.stem}{_suffix(p)}" for p in pictures]
     taken: dict[str, Path] = {}
@@ -93,7 +93,7 @@ def _suffix(picture: Path) -> str:
 def denoise(words: list[str], output: Path | None, wishes: Wishes, say: Callable) -> None:
     """Denoise all that ``words`` mean. Raises UserError, before anything is written if it can."""
     pictures = expand(words)
-    into_folder = len(pictures) > 1 or Path(words[0]).is_dir() and pictures != [Path(words[0])]
+    into_folder = pictures != [Path(words[0])] or len(words) > 1
     places = outputs(pictures, output, into_folder)
     for picture in pictures:
         if not picture.exists():
@@ -103,12 +103,21 @@ def denoise(words: list[str], output: Path | None, wishes: Wishes, say: Callable
             places[0].parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cannot_write(places[0].parent, error) from error
+    failed = 0
     for picture, place in zip(pictures, places, strict=True):
         if into_folder and place.exists() and not wishes.overwrite:
             say(f"{place}: is there already, kept; --overwrite does it again")
             continue
         keep = wishes.keep / picture.stem if wishes.keep and into_folder else wishes.keep
-        _one(picture, place, replace(wishes, keep=keep), say)
+        try:
+            _one(picture, place, replace(wishes, keep=keep), say)
+        except UserError as error:
+            if len(pictures) == 1:
+                raise
+            failed += 1
+            say(f"left out: {error}")
+    if failed:
+        raise UserError(f"{failed} of {len(pictures)} pictures were left out, as said above")
 
 
 def _one(picture: Path, place: Path, wishes: Wishes, say: Callable) -> None:
@@ -151,12 +160,16 @@ def _frames(picture: Path, place: Path, count: int, wishes: Wishes, say: Callabl
 def _chosen(job, wishes: Wishes, say: Callable) -> auto.Choice:
     y = own.halved(job).problem.y if wishes.draft else job.problem.y
     choice = auto.denoising(y[0].numpy(), wishes.given)
-    for reason in choice.reasons:
-        say(f"{job.name}: {reason}")
-    if wishes.explain:
-        for name, value in choice.measured.items():
-            say(f"  {name}: {value}")
+    _explain(job.name, choice, wishes, say)
     return choice
+
+
+def _explain(name: str, choice: auto.Choice, wishes: Wishes, say: Callable) -> None:
+    for reason in choice.reasons:
+        say(f"{name}: {reason}")
+    if wishes.explain:
+        for what, value in choice.measured.items():
+            say(f"  {what}: {value}")
 
 
 def _fit(job, choice: auto.Choice, wishes: Wishes) -> own.Denoised:
@@ -189,6 +202,9 @@ def _by_tiles(picture: Path, place: Path, wishes: Wishes, say: Callable) -> None
 
     def choose(sample: np.ndarray) -> DenoisingOptions:
         choice = auto.denoising(sample, wishes.given)
+        _explain(picture.name, choice, wishes, say)
+        if choice.clean:
+            raise UserError(f"{picture}: there is no noise to take away; or tell it by --sigma")
         return replace(choice.options, **more)
 
     keep = wishes.keep or place.with_name(f".{place.name}.tiles")

@@ -184,8 +184,10 @@ def demo(folder: Path) -> str:
     run = Run(folder)
     check_free("--output", run)
     job = denoising_job(data.resolve(DEMO.folder_path)[0], DEMO)
-    print(f"{job.name}, 256×256, Gaussian noise sigma 25; {DEMO.model_type}, {DEMO.stopping}")
-    options, _ = resolve(DEMO)
+    print(f"{job.name}, 256×256, Gaussian noise sigma 25")
+    choice = auto.denoising(job.problem.y[0].numpy())
+    print("\n".join(choice.reasons))
+    options, _ = resolve(replace(DEMO, dim=choice.options.dim))
     summary, _ = run_one(job, run, options, Switches(overwrite=True), lambda line: None)
     rows = (
         ("noisy PSNR", f"{summary['psnr_noisy']:.2f} dB"),

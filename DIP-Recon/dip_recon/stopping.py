@@ -271,6 +271,10 @@ class HeldOut(Fixed):
     when that error has had no new minimum for a quarter of the iterations done, but at least
     ``least``; it returns the picture of the minimum.
 
+    Being told from few pixels, the error has minima by chance while the fit is slow. In denoising
+    a minimum only counts once the method noise (see ``MethodNoise``) is down to ``SLACK`` times the
+    noise level told from the picture; before, all that is not clearly worse passes for one.
+
     Args:
         problem: the whole problem; where it has a mask, known pixels are held out. Of its measured
             pixels ``SHARE`` are, but 600 if that is more and no more than three in a hundred.
@@ -279,6 +283,7 @@ class HeldOut(Fixed):
     name = "held-out"
     SHARE, ENOUGH, MOST = 0.01, 600, 0.03
     WAIT = 0.25
+    SLACK, WORSE = 1.03, 1.03
 
     def __init__(self, problem: Problem, least: int = 100) -> None:
         super().__init__()
@@ -297,7 +302,11 @@ class HeldOut(Fixed):
         held[places[order[:count]]] = 1
         self.held = held.reshape(known.shape).to(y.device)
         self.problem, self.least = problem, least
-        self.minimum = math.inf
+        self.minimum = self.best = math.inf
+        self.enough = math.inf
+        if isinstance(problem.A, Identity):
+            level = noise_level(y[0].cpu().numpy()) / 255
+            self.enough = (self.SLACK * level) ** 2
 
     def fitted(self, problem: Problem) -> Problem:
         kept = 1 - self.held
@@ -305,19 +314,21 @@ class HeldOut(Fixed):
 
     def update(self, iteration: int, out: Tensor, candidate: Tensor) -> bool:
         with torch.no_grad():
-            missed = (self.problem.A(candidate) - self.problem.y).square() * self.held
-        error = float(missed.sum())
-        if error < self.minimum:
+            errors = (self.problem.A(candidate) - self.problem.y).square()
+        error = float((errors * self.held).sum())
+        self.best = min(self.best, error)
+        slow = float(errors.mean()) > self.enough and error < self.WORSE * self.best
+        if error < self.minimum or slow:
             self.minimum = error
             self.iteration, self.picture = iteration, candidate.clone()
         return iteration - self.iteration >= max(self.least, self.WAIT * iteration)
 
     def state_dict(self) -> dict:
-        return {**super().state_dict(), "minimum": self.minimum}
+        return {**super().state_dict(), "minimum": self.minimum, "best": self.best}
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
-        self.minimum = state["minimum"]
+        self.minimum, self.best = state["minimum"], state["best"]
 
 
 RULES = {

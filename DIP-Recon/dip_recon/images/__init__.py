@@ -7,8 +7,11 @@ output cannot hold that, the nearest thing it holds is written.
 
 Up to 8 bits a sample Pillow reads and writes. Beyond, it would silently cut colour down to 8 bits,
 so there tifffile reads TIFF, pypng (an extra) reads colour PNG, and neither is written by Pillow.
+
+A TIFF of several pages goes frame by frame: ``count_frames``, ``read_frame``, ``FrameWriter``.
 """
 
+from .frames import FrameWriter, count_frames, read_frame
 from .picture import MAX_PIXELS, READABLE, WRITABLE, Kind, Picture
 from .reading import is_picture_name, list_pictures, read
 from .writing import check_writable, save_png, write
@@ -17,12 +20,15 @@ __all__ = [
     "MAX_PIXELS",
     "READABLE",
     "WRITABLE",
+    "FrameWriter",
     "Kind",
     "Picture",
     "check_writable",
+    "count_frames",
     "is_picture_name",
     "list_pictures",
     "read",
+    "read_frame",
     "save_png",
     "write",
 ]

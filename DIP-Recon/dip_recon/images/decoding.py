@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tifffile
@@ -24,14 +25,30 @@ _TIFF_COLOURS = (
 )
 
 
-def decode(path: Path) -> Decoded:
-    """Samples [H, W, C] as stored (C = 1 or 3; CMYK as float RGB), alpha [H, W] or None, kind."""
+class Place(NamedTuple):
+    """Where in a TIFF a picture is.
+
+    page: the number of its page, from 0. part: its number in a stack that lies in that one page,
+    uncompressed and one after the other; None if the page is the picture.
+    """
+
+    page: int
+    part: int | None = None
+
+
+def decode(path: Path, place: Place | None = None) -> Decoded:
+    """Samples [H, W, C] as stored (C = 1 or 3; CMYK as float RGB), alpha [H, W] or None, kind.
+
+    Of the picture at ``place`` in a TIFF; without, of the only one in the file, whatever its format
+    (UserError if it holds several).
+    """
+    page = None
     with path.open("rb") as file:
         head = file.read(26)
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        deep = _decode_tiff(path)
-        if deep is not None:
-            return deep
+        page = _decode_tiff(path, place)
+        if not isinstance(page, int):
+            return page
     try:
         image = Image.open(path, formats=_FORMATS)
     except Image.UnidentifiedImageError:
@@ -39,9 +56,12 @@ def decode(path: Path) -> Decoded:
             f"{path}: is not a picture that can be read; give one of {', '.join(_FORMATS)}"
         ) from None
     with image:
+        if page is not None:
+            image.seek(page)
         _check_size(path, image.width, image.height)
         # A camera's MPO is a JPEG with previews behind it; its first picture is the picture.
-        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        single = page is not None or image.format == "MPO"
+        frames = 1 if single else getattr(image, "n_frames", 1)
         if frames > 1:
             raise UserError(
                 f"{path}: holds {frames} pictures (animated or multi-page); save the one you want "
@@ -126,17 +146,38 @@ def _decode_png16(path: Path, image: Image.Image) -> Decoded:
     return values, alpha, Kind(space, 16, icc=image.info.get("icc_profile"))
 
 
-def _decode_tiff(path: Path) -> Decoded | None:
-    """See ``decode``: TIFF of more than 8 bits a sample; None leaves the others to Pillow."""
+def places(tiff: tifffile.TiffFile) -> list[Place]:
+    """Where the pictures are; reduced levels of a pyramid and previews do not count."""
+    pages = [number for number, page in enumerate(tiff.pages) if not page.is_reduced]
+    if not pages:
+        raise ValueError("there is no page in it")
+    if len(pages) == 1 and (tiff.is_imagej or tiff.is_shaped or tiff.is_stk):
+        count = tiff.series[0].size // tiff.pages[pages[0]].size
+        if count > 1:
+            return [Place(pages[0], part) for part in range(count)]
+    return [Place(number) for number in pages]
+
+
+def only_place(path: Path, tiff: tifffile.TiffFile) -> Place:
+    """Where the only picture of a TIFF is; UserError if it holds several."""
+    first, *others = places(tiff)
+    if others:
+        raise UserError(
+            f"{path}: holds {1 + len(others)} pages; save the one you want to a file of its own"
+        )
+    return first
+
+
+def _decode_tiff(path: Path, place: Place | None) -> Decoded | int:
+    """See ``decode``: TIFF of more than 8 bits a sample; a page's number leaves it to Pillow."""
     with tifffile.TiffFile(path) as tiff:
-        pages = [page for page in tiff.pages if not page.is_reduced]  # previews do not count
-        if len(pages) > 1:
-            raise UserError(
-                f"{path}: holds {len(pages)} pages; save the one you want to a file of its own"
-            )
-        page = pages[0]
+        number, part = place or only_place(path, tiff)
+        page = tiff.pages[number]
         _check_size(path, page.imagewidth, page.imagelength)
-        ends = (a + b for a, b in zip(page.dataoffsets, page.databytecounts, strict=False))
+        if part is None:
+            ends = [a + b for a, b in zip(page.dataoffsets, page.databytecounts, strict=False)]
+        else:
+            ends = [page.dataoffsets[0] + (part + 1) * page.nbytes]
         if max(ends, default=0) > path.stat().st_size:
             raise ValueError("the file is cut short")
         cmyk = page.photometric == tifffile.PHOTOMETRIC.SEPARATED
@@ -145,11 +186,12 @@ def _decode_tiff(path: Path) -> Decoded | None:
                 f"{path}: has {page.samplesperpixel} channels; save it as grey, RGB or CMYK"
             )
         dtype = page.dtype
-        if dtype in (np.dtype(bool), np.dtype(np.uint8)):
-            return None
+        if part is None and dtype in (np.dtype(bool), np.dtype(np.uint8)):
+            return number
         if dtype is None or page.axes not in ("YX", "YXS", "SYX"):
             raise ValueError(f"{page.bitspersample} bits a sample, axes {page.axes}")
-        whole = dtype == np.uint16 and page.bitspersample == 16  # all 16 bits used
+        # all the bits are used
+        whole = dtype in (np.uint8, np.uint16) and page.bitspersample == 8 * dtype.itemsize
         if not whole and dtype.kind != "f":
             raise UserError(
                 f"{path}: stores {page.bitspersample}-bit {dtype} samples; "
@@ -160,12 +202,12 @@ def _decode_tiff(path: Path) -> Decoded | None:
                 f"{path}: stores colours as {page.photometric.name}; save it as grey, RGB or CMYK"
             )
         try:
-            samples = page.asarray()
+            samples = page.asarray() if part is None else _part(tiff, page, part)
         except (ValueError, KeyError) as error:
             if "imagecodecs" not in str(error):
                 raise
             if whole and page.samplesperpixel == 1:
-                return None  # Pillow keeps 16-bit grey, and has the codec
+                return number  # Pillow keeps 16-bit grey, and has the codec
             raise UserError(
                 f"{path}: is compressed with {page.compression.name}; save it uncompressed or "
                 "with deflate, or: pip install imagecodecs"
@@ -173,7 +215,7 @@ def _decode_tiff(path: Path) -> Decoded | None:
         samples = np.moveaxis(samples, 0, -1) if page.axes == "SYX" else samples
         samples = _turn(np.atleast_3d(samples), getattr(page.tags.get(274), "value", 1))
         if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
-            samples = (1 if dtype.kind == "f" else 65535) - samples
+            samples = (1 if dtype.kind == "f" else np.iinfo(dtype).max) - samples
         icc = getattr(page.tags.get(34675), "value", None)
     deep = {"bits": 8 * dtype.itemsize, "floating": dtype.kind == "f"}
     samples = samples.astype(dtype.newbyteorder("="))
@@ -181,9 +223,16 @@ def _decode_tiff(path: Path) -> Decoded | None:
     values = samples[..., :colours]
     alpha = samples[..., colours].copy() if samples.shape[-1] > colours else None
     if cmyk:
-        top = 1.0 if deep["floating"] else 65535.0
+        top = 1.0 if deep["floating"] else float(np.iinfo(dtype).max)
         return _cmyk_to_rgb(values / top), alpha, Kind("cmyk", **deep)
     return values, alpha, Kind("grey" if colours == 1 else "rgb", icc=icc, **deep)
+
+
+def _part(tiff: tifffile.TiffFile, page: tifffile.TiffPage, part: int) -> np.ndarray:
+    """The samples of one picture of a stack that lies in one page; see ``Place``."""
+    offset = page.dataoffsets[0] + part * page.nbytes
+    stored = page.dtype.newbyteorder(tiff.byteorder)
+    return tiff.filehandle.read_array(stored, page.size, offset).reshape(page.shape)
 
 
 def _turn(samples: np.ndarray, orientation: int) -> np.ndarray:

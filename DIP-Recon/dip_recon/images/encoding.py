@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -16,11 +17,12 @@ from .quiet import quiet
 
 def encode(data: np.ndarray, alpha: np.ndarray | None, kind: Kind, suffix: str) -> bytes:
     """The content of a ``suffix`` file with ``data`` [H, W, C] in [0, 1] and ``alpha`` [H, W]."""
-    if kind.bits == 1:
-        data = (data >= 0.5).astype(np.float64)
-    if kind.space == "cmyk":
-        data = _rgb_to_cmyk(data)
-    values = quantise(data, sample_type(kind))
+    if kind.bits > 8 and suffix != ".png":
+        samples, options = tiff_page(data, alpha, kind)
+        buffer = io.BytesIO()
+        tifffile.imwrite(buffer, samples, **options)
+        return buffer.getvalue()
+    values = _values(data, kind)
     samples = values if alpha is None else np.dstack([values, alpha])
     if kind.bits <= 8:
         image = None
@@ -29,20 +31,43 @@ def encode(data: np.ndarray, alpha: np.ndarray | None, kind: Kind, suffix: str) 
         if image is None:
             image = _image(samples, kind)
         return _encode_pillow(image, kind, suffix)
-    if suffix == ".png":
-        return encode_png16(samples, kind.icc)
-    buffer = io.BytesIO()
-    tifffile.imwrite(
-        buffer,
-        samples.squeeze(-1) if samples.shape[-1] == 1 else samples,
-        photometric={"grey": "minisblack", "cmyk": "separated"}.get(kind.space, "rgb"),
-        planarconfig="contig" if samples.shape[-1] > 1 else None,
-        extrasamples=None if alpha is None else ["unassalpha"],
-        compression="zlib",
-        iccprofile=kind.icc,
-        metadata=None,
-    )
-    return buffer.getvalue()
+    return encode_png16(samples, kind.icc)
+
+
+def tiff_page(
+    data: np.ndarray, alpha: np.ndarray | None, kind: Kind
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """The samples of a TIFF page and how tifffile is to write them; arguments as of ``encode``.
+
+    The samples are [H, W] or [H, W, 2…5]. A page of 8-bit CMYK has no alpha, as Pillow reads none.
+    """
+    options = {"compression": "zlib", "iccprofile": kind.icc, "metadata": None}
+    values = _values(data, kind)
+    if kind.bits == 1:
+        return values[..., 0] > 0, options | {"photometric": "minisblack"}
+    if kind.space == "palette" and alpha is None:
+        image = _paletted(values, None)
+        table = np.zeros((256, 3), np.uint16)
+        colours = np.reshape(image.getpalette("RGB"), (-1, 3))
+        table[: len(colours)] = colours * 257  # as 16 bits
+        return np.asarray(image), options | {"photometric": "palette", "colormap": table.T}
+    if alpha is not None and (kind.space != "cmyk" or kind.bits > 8):
+        options["extrasamples"] = ["unassalpha"]
+        samples = np.dstack([values, alpha])
+    else:
+        samples = values[..., 0] if values.shape[-1] == 1 else values
+    options["photometric"] = {1: "minisblack", 3: "rgb", 4: "separated"}[values.shape[-1]]
+    options["planarconfig"] = "contig" if samples.ndim > 2 else None
+    return samples, options
+
+
+def _values(data: np.ndarray, kind: Kind) -> np.ndarray:
+    """``data`` [H, W, C] in [0, 1] as samples of ``kind``: 1-bit as 0 and 255, RGB as CMYK."""
+    if kind.bits == 1:
+        data = (data >= 0.5).astype(np.float64)
+    if kind.space == "cmyk":
+        data = _rgb_to_cmyk(data)
+    return quantise(data, sample_type(kind))
 
 
 def sample_type(kind: Kind) -> np.dtype:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from .decoding import decode
+from .decoding import Place, decode
 from .picture import READABLE, Picture
 from .quiet import quiet
 
@@ -23,11 +23,15 @@ def read(path: str | os.PathLike) -> Picture:
     picture, over ``MAX_PIXELS``, animated or multi-page, float with values that are not finite or
     not in [0, 1], or 16-bit colour PNG while pypng is not installed.
     """
-    path = Path(path)
+    return read_at(Path(path), None)
+
+
+def read_at(path: Path, place: Place | None) -> Picture:
+    """The picture at ``place`` in a TIFF; without, the only one in a file. See ``read``."""
     _check_file(path)
     try:
         with quiet():
-            values, alpha, kind = decode(path)
+            values, alpha, kind = decode(path, place)
     except UserError:
         raise
     except MemoryError:

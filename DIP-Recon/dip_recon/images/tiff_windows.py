@@ -13,6 +13,7 @@ import tifffile
 
 from ..errors import UserError
 from ..files import atomic
+from .decoding import only_place
 from .picture import MAX_PIXELS, Kind
 from .quiet import quiet
 from .windows import TYPES, Sink, Source, damaged, kind_of, other_picture, temporary_name
@@ -40,6 +41,11 @@ def is_tiff(path: Path) -> bool:
         return False
 
 
+def needs_bigtiff(count: int) -> bool:
+    """Whether ``count`` bytes of samples are too many for a classic TIFF."""
+    return count > _CLASSIC
+
+
 def open_tiff(path: Path) -> Source | None:
     """The picture in a TIFF; None if it is of a kind that is only read whole.
 
@@ -48,7 +54,7 @@ def open_tiff(path: Path) -> Source | None:
     """
     try:
         with quiet(), tifffile.TiffFile(path) as tiff:
-            page = _only_page(path, tiff)
+            page = tiff.pages[only_place(path, tiff).page]
             obstacle = _obstacle(page)
             if obstacle is None:
                 return (_Rows if page.is_final else _Segments)(path, page)
@@ -63,19 +69,6 @@ def open_tiff(path: Path) -> Source | None:
             "with deflate"
         )
     return None
-
-
-def _only_page(path: Path, tiff: tifffile.TiffFile) -> tifffile.TiffPage:
-    """The page that is the picture; the reduced levels of a pyramid and previews do not count."""
-    pages = [page for page in tiff.pages if not page.is_reduced]
-    if not pages:
-        raise ValueError("there is no page in it")
-    count = len(pages)
-    if count == 1 and (tiff.is_imagej or tiff.is_shaped or tiff.is_stk):  # a stack in one page
-        count = tiff.series[0].size // pages[0].size
-    if count > 1:
-        raise UserError(f"{path}: holds {count} pages; save the one you want to a file of its own")
-    return pages[0]
 
 
 def _obstacle(page: tifffile.TiffPage) -> str | None:
@@ -236,7 +229,7 @@ class TiffSink(Sink):
                 path,
                 shape=(height, width, self.planes) if self.planes > 1 else self.size,
                 dtype=self.dtype,
-                bigtiff=height * row > _CLASSIC,
+                bigtiff=needs_bigtiff(height * row),
                 photometric="minisblack" if self.channels == 1 else "rgb",
                 planarconfig="contig" if self.planes > 1 else None,
                 extrasamples=None if self.alpha is None else ["unassalpha"],

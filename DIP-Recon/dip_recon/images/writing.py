@@ -41,20 +41,14 @@ def write(path: str | os.PathLike, data: np.ndarray, like: Picture | None = None
     """
     path = Path(path)
     check_writable(path)
-    data = _checked(data)
+    data = checked(data)
     suffix = path.suffix.lower()
     if max(data.shape) > MAX_SIDE.get(suffix, math.inf):
         raise UserError(
             f"{path}: a {suffix} file holds at most {MAX_SIDE[suffix]} pixels a side; "
             "write .png or .tif instead"
         )
-    alpha = None
-    kind = Kind("grey" if len(data) == 1 else "rgb")
-    if like is not None:
-        kind = _nearest_kind(like, data, suffix)
-        if like.alpha is not None and suffix in HOLDS_ALPHA:
-            alpha = _alpha_for(like.alpha, data.shape[1:], kind)
-    _replace(path, encode(data.transpose(1, 2, 0), alpha, kind, suffix))
+    _replace(path, encode(data.transpose(1, 2, 0), *in_kind(data, like, suffix), suffix))
 
 
 def save_png(path: str | os.PathLike, data: np.ndarray) -> None:
@@ -62,7 +56,7 @@ def save_png(path: str | os.PathLike, data: np.ndarray) -> None:
 
     The same data give the same bytes. The file appears whole or not at all. Raises as ``write``.
     """
-    data = _checked(data).transpose(1, 2, 0)
+    data = checked(data).transpose(1, 2, 0)
     kind = Kind("grey" if data.shape[-1] == 1 else "rgb")
     _replace(Path(path), encode(data, None, kind, ".png"))
 
@@ -87,7 +81,7 @@ def check_writable(path: str | os.PathLike) -> None:
         raise cannot_write(path, error) from error
 
 
-def _checked(data: np.ndarray) -> np.ndarray:
+def checked(data: np.ndarray) -> np.ndarray:
     """``data`` as a float array [C, H, W] clipped to [0, 1]; ValueError if it is no picture."""
     data = np.asarray(data)
     if data.ndim != 3 or data.shape[0] not in (1, 3) or 0 in data.shape:
@@ -95,6 +89,19 @@ def _checked(data: np.ndarray) -> np.ndarray:
     if not np.isfinite(data).all():
         raise ValueError("the picture has values that are NaN or infinite")
     return np.clip(data.astype(np.float64), 0, 1)
+
+
+def in_kind(data: np.ndarray, like: Picture | None, suffix: str) -> tuple[np.ndarray | None, Kind]:
+    """The alpha [H, W], or None, and the kind with which ``data`` [C, H, W] goes to a file.
+
+    As ``like``, as far as a ``suffix`` file holds it; without ``like``, 8-bit grey or RGB.
+    """
+    if like is None:
+        return None, Kind("grey" if len(data) == 1 else "rgb")
+    kind = _nearest_kind(like, data, suffix)
+    if like.alpha is None or suffix not in HOLDS_ALPHA:
+        return None, kind
+    return _alpha_for(like.alpha, data.shape[1:], kind), kind
 
 
 def _nearest_kind(like: Picture, data: np.ndarray, suffix: str) -> Kind:

@@ -74,9 +74,6 @@ def denoise_file(
         alpha = source if source.has_alpha else None
         large.create_sink(output, source.size, source.channels, source.kind, alpha=alpha).suspend()
         run.begin(config, overwrite=False)
-        if tiles.sigma is not None:
-            known = "as given" if options.sigma else "estimated from the picture"
-            print(f"{path.name}: {len(layout)} tiles, noise level {tiles.sigma:.2f}, {known}")
         tiles.fit(cluster)
         sink = large.create_sink(
             output, source.size, source.channels, source.kind, alpha=alpha, resume=True
