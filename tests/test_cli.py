@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from dip_recon import auto, images, own
@@ -60,6 +61,27 @@ def test_inpaint_and_sr(tmp_path, picture):
     assert run("inpaint", tmp_path / "x.png", "--mask", tmp_path / "other.png", "-o", out) == 2
 
 
+def test_holes_may_be_transparent_or_of_a_colour(tmp_path, picture, capsys):
+    rgb = (np.moveaxis(picture(3, (40, 36)), 0, -1) * 200).astype(np.uint8)
+    alpha = np.full((40, 36), 255, np.uint8)
+    alpha[:10] = 0
+    Image.fromarray(np.dstack([rgb, alpha])).save(tmp_path / "alpha.png")
+    painted = rgb.copy()
+    painted[:10] = (255, 0, 255)
+    Image.fromarray(painted).save(tmp_path / "magenta.png")
+    out = tmp_path / "out.png"
+    for name, flags in (("alpha", []), ("magenta", ["--missing", "#ff00ff"])):
+        assert run("inpaint", tmp_path / f"{name}.png", *flags, "-o", out) == 0
+        after = images.read(out)
+        assert after.alpha is None
+        stored = (np.moveaxis(after.data, 0, -1) * 255).round().astype(np.uint8)
+        assert np.array_equal(stored[10:], rgb[10:]) and not np.array_equal(
+            stored[:10], painted[:10]
+        )
+    assert run("inpaint", tmp_path / "magenta.png", "-o", out) == 2
+    assert "--missing" in capsys.readouterr().err
+
+
 def test_keep_leaves_a_run_folder_and_refuses_another_picture(tmp_path, picture, capsys):
     images.save_png(tmp_path / "a.png", picture(3))
     images.save_png(tmp_path / "b.png", 1 - picture(3))
@@ -79,6 +101,46 @@ def test_demo(tmp_path, capsys):
     assert str(tmp_path / "demo/comparison.png") in said
     assert (tmp_path / "demo/comparison.png").is_file()
     assert run("demo", "-o", tmp_path / "demo") == 0, "a second demo replaces the first"
+
+
+def test_folders_stacks_and_more(tmp_path, picture, capsys):
+    noisy = add_gaussian(picture(3, (40, 36)), 25, np.random.RandomState(7))
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b"):
+        images.save_png(tmp_path / "in" / f"{name}.png", noisy)
+    (tmp_path / "in" / "bad.png").write_bytes(b"no picture")
+    assert run("denoise", tmp_path / "in", "-o", tmp_path / "out") == 2, "the others are done"
+    said = capsys.readouterr()
+    assert "bad.png" in said.out and "1 of 3" in said.err
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
+    before = (tmp_path / "out" / "a.png").stat().st_mtime_ns
+    assert run("denoise", tmp_path / "in" / "[ab].png", "-o", tmp_path / "out") == 0
+    assert "already" in capsys.readouterr().out
+    assert (tmp_path / "out" / "a.png").stat().st_mtime_ns == before
+    frames = (noisy.transpose(1, 2, 0)[None].repeat(2, 0) * 255).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "stack.tif", frames, photometric="rgb")
+    assert run("denoise", tmp_path / "stack.tif", "-o", tmp_path / "out.tif", "--explain") == 0
+    assert "in the flattest places" in capsys.readouterr().out
+    assert tifffile.imread(tmp_path / "out.tif").shape == frames.shape
+    one = tmp_path / "in" / "a.png"
+    assert run("denoise", one, "-o", tmp_path / "best.png", "--runs", 2) == 0
+    assert images.read(tmp_path / "best_uncertainty.png").data.max() == 1
+    assert run("denoise", one, "--draft") == 0
+    assert (tmp_path / "in" / "a_denoised.png").is_file()
+
+
+def test_what_has_no_noise_stays(tmp_path, capsys):
+    flat = np.full((3, 40, 36), 0.4, np.float32)
+    images.save_png(tmp_path / "flat.png", flat)
+    assert run("denoise", tmp_path / "flat.png", "-o", tmp_path / "out.png") == 0
+    assert "no noise" in capsys.readouterr().out
+    assert (tmp_path / "out.png").read_bytes() != b"" and np.array_equal(
+        images.read(tmp_path / "out.png").data, images.read(tmp_path / "flat.png").data
+    )
+    alone = np.random.RandomState(0).normal(0.5, 0.1, (3, 64, 64)).clip(0, 1)
+    images.save_png(tmp_path / "noise.png", alone.astype(np.float32))
+    assert run("denoise", tmp_path / "noise.png", "-o", tmp_path / "out.png") == 0
+    assert "nothing but noise" in capsys.readouterr().out
 
 
 def test_listings(capsys):

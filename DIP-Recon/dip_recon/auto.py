@@ -49,21 +49,6 @@ class Choice:
     measured: dict[str, str] = field(default_factory=dict)
 
 
-def texture(y: np.ndarray, deviation: float) -> float:
-    """How far the detail of ``y`` [C, H, W] rises above its noise: their RMS's ratio, 0 and up.
-
-    Detail is what a Gaussian of 1.5 pixels takes away; the noise's share of it is known.
-    """
-    if deviation <= 0:
-        return float("inf")
-    detail = np.asarray(y, np.float32) - gaussian_filter(y, (0, 1.5, 1.5))
-    impulse = np.zeros((25, 25))
-    impulse[12, 12] = 1
-    share = float(np.square(impulse - gaussian_filter(impulse, 1.5)).sum())
-    power = float(np.square(detail, dtype=np.float64).mean()) - share * (deviation / 255) ** 2
-    return float(np.sqrt(max(power, 0.0)) * 255 / deviation)
-
-
 def by_brightness(y: np.ndarray, parts: int = 4) -> list[float]:
     """Noise (0–255) in the darkest to the brightest quarter of ``y``: the median deviation of
     2×2 differences there, which texture raises a little."""
@@ -121,7 +106,7 @@ def denoising(y: np.ndarray, given: dict | None = None) -> Choice:
     if clean:
         reasons = [f"{said}: there is no noise to take away"]
         return Choice(replace(DENOISING, **given), deviation, sigma, clean, reasons, measured)
-    ratio = texture(y, deviation)
+    ratio = noise.texture(y, deviation)
     measured["texture above the noise"] = f"{ratio:.2f} (the wider network from {WIDE:g})"
     chosen = {"dim": [64 if ratio >= WIDE else 32]}
     chosen["reg_noise_std"] = 1 / 20 if sigma >= STRONG else 1 / 30

@@ -121,14 +121,14 @@ def denoise(words: list[str], output: Path | None, wishes: Wishes, say: Callable
 
 
 def _one(picture: Path, place: Path, wishes: Wishes, say: Callable) -> None:
-    if wishes.tile is not None or is_large(picture):
+    frames = count_frames(picture)
+    if wishes.tile is not None or (frames == 1 and is_large(picture)):
         _by_tiles(picture, place, wishes, say)
         return
     for flag in ("overlap", "workers", "scheduler"):
         if (wishes.overlap is not None) if flag == "overlap" else not wishes.cluster.here:
             raise UserError(f"--{flag}: only with --tile")
     images.check_writable(place)
-    frames = count_frames(picture)
     if frames > 1:
         _frames(picture, place, frames, wishes, say)
         return

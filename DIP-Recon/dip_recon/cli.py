@@ -54,8 +54,13 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument("-o", "--output", type=Path, required=True, help="file to write")
         if name == "inpaint":
             command.add_argument(
-                "--mask", type=Path, required=True, help="picture of the same size, white = known"
+                "--mask", type=Path, help="picture of the same size, white = known"
             )
+            command.add_argument(
+                "--missing", metavar="COLOUR",
+                help="without a mask: what has this colour is missing, such as '#ff00ff' or red; "
+                "without either, what is transparent",
+            )  # fmt: skip
         if name == "sr":
             command.add_argument("--factor", type=int, default=4, help="times larger (default 4)")
         stop = " at most; it stops by itself" if name == "denoise" else ", as many as are run"
@@ -207,7 +212,9 @@ def _denoise(args) -> None:
 def _inpaint(args) -> None:
     from . import own
 
-    _restore(args, own.inpainting(args.picture, args.mask), own.INPAINTING)
+    if args.mask and args.missing:
+        raise UserError("--mask --missing: give one of the two")
+    _restore(args, own.inpainting(args.picture, args.mask, args.missing), own.INPAINTING)
 
 
 def _enlarge(args) -> None:

@@ -68,6 +68,21 @@ def clipped_deviation(y: np.ndarray, sigma: float) -> float:
     return 255 * float(np.sqrt(np.interp(mean, means, variances).mean()))
 
 
+def texture(y: np.ndarray, deviation: float) -> float:
+    """How far the detail of ``y`` [C, H, W] rises above its noise: their RMS's ratio, 0 and up.
+
+    Detail is what a Gaussian of 1.5 pixels takes away; the noise's share of it is known.
+    """
+    if deviation <= 0:
+        return float("inf")
+    detail = np.asarray(y, np.float32) - gaussian_filter(y, (0, 1.5, 1.5))
+    impulse = np.zeros((25, 25))
+    impulse[12, 12] = 1
+    share = float(np.square(impulse - gaussian_filter(impulse, 1.5)).sum())
+    power = float(np.square(detail, dtype=np.float64).mean()) - share * (deviation / 255) ** 2
+    return float(np.sqrt(max(power, 0.0)) * 255 / deviation)
+
+
 PATCHES = 60_000  # that the noise level is told from, at most
 
 

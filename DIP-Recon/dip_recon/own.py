@@ -129,14 +129,27 @@ def _with_detail(half: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (enlarge(half, size) + np.float32(weight) * detail).clip(0, 1)
 
 
-def inpainting(path: Path, mask_path: Path) -> Job:
-    """A picture with holes; the mask is white where it is known."""
+def inpainting(path: Path, mask_path: Path | None = None, missing: str | None = None) -> Job:
+    """A picture with holes: the mask is white where it is known.
+
+    Without a mask, pixels of the colour ``missing`` are holes, or else those that are transparent.
+    """
     picture, digest = _read(path)
-    mask_picture, mask_digest = _read(mask_path)
+    mask_digest = missing or ""
     try:
-        mask = operators.mask_from_picture(mask_picture.data, picture.size)
+        if mask_path is not None:
+            mask_picture, mask_digest = _read(mask_path)
+            mask = operators.mask_from_picture(mask_picture.data, picture.size)
+        elif missing is not None:
+            mask = operators.mask_from_colour(picture.data, missing)
+        elif picture.alpha is not None:
+            mask = operators.mask_from_alpha(picture.alpha)
+            picture = replace(picture, alpha=None)  # the holes are to be seen
+        else:
+            raise UserError("has no transparent pixels; give --mask FILE, or --missing COLOUR")
     except UserError as error:
-        raise UserError(f"--mask {mask_path}: {error}") from error
+        named = path if mask_path is None else f"--mask {mask_path}"
+        raise UserError(f"{named}: {error}") from error
     A = operators.Mask(mask)
     y = A(tensor(picture.data))
     problem = Problem(y, A, picture.size, name=path.stem)

@@ -181,9 +181,9 @@ class Tiles:
 
     def blended(self, side: int = 512) -> Iterator[tuple[Window, np.ndarray]]:
         """The finished picture by windows of ``side``: (top, bottom, left, right) and [C, h, w]."""
-        row = self.layout.shape[1]
-        # a row of windows shares its tiles with the next one and with its own neighbours
-        load = lru_cache(maxsize=min(2 * row + 4, 64))(lambda tile: self.load(tile).picture)
+        # neighbouring windows share tiles; those of a row are read again for the next, which is
+        # cheap, so that memory does not grow with the picture
+        load = lru_cache(maxsize=9)(lambda tile: self.load(tile).picture)
         for window in self.layout.windows(side):
             yield window, blend(self.layout, window, load)
 

@@ -1,0 +1,164 @@
+"""How good the choices of `dip-recon denoise` are: against the oracle over width and iteration.
+
+    python benchmarks/automatic.py --pictures set14/img_003* polyu/*chair_5 --noise 25 --csv FILE
+
+One noisy picture of each, a crop from the middle: what the command makes of it, without a look at
+the clean one, beside the best moment of runs at the widths --widths (the oracle), and with --dip
+beside the 5×128 network after 1800 iterations of the published recipe; NLM, and BM3D where the
+package bm3d is installed, are given the same estimated noise level. --noise is a sigma, pSCALE for
+Poisson noise, or real for pairs. Rows that FILE has are kept, so that a killed run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from skimage.restoration import denoise_nl_means
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "DIP-Recon"))
+
+from dip_recon import auto, data, metrics, own
+from dip_recon.fit import choose, fit
+from dip_recon.noise import texture
+from dip_recon.options import DenoisingOptions
+from dip_recon.prepare import prepare, resolve
+from dip_recon.problem import Problem
+from dip_recon.tasks import Job, denoising_job, tensor
+
+FIELDS = (
+    "picture", "noise", "texture", "width", "estimated", "sigma", "noisy", "automatic",
+    "iterations", "seconds", "oracle", "oracle width", "oracle iteration", "of each width",
+    "DIP", "DIP seconds", "NLM", "BM3D",
+)  # fmt: skip
+ITERATIONS = {32: 1500, 64: 1000, 128: 700}  # of the oracle's runs at sigma 25
+
+
+def noisy(item: data.Item, noise: str, crop: int) -> tuple[np.ndarray, np.ndarray]:
+    """The noisy and the clean crop, [C, H, W]."""
+    o = DenoisingOptions(crop=[crop])
+    if noise.startswith("p"):
+        o = replace(o, poisson_scale=float(noise[1:]))
+    elif noise != "real":
+        o = replace(o, noise_sigma=float(noise))
+    job = denoising_job(item, o)
+    return job.seen, job.problem.x[0].numpy()
+
+
+def run(y: np.ndarray, o, watch=()):
+    """Fit ``y`` and nothing else."""
+    o, _ = resolve(o)
+    o.validate()
+    job = Job("picture", Problem.denoising(tensor(y)), y, "")
+    return fit(prepare(job, o, *choose(o.device, o.precision)), o.num_iters, watch)
+
+
+def automatic(y: np.ndarray, x: np.ndarray) -> dict:
+    began = time.perf_counter()
+    choice = auto.denoising(y)
+    taken = []
+
+    def fit_one(job: Job, o, where: str) -> np.ndarray:
+        result = run(job.problem.y[0].numpy(), o)
+        taken.append(result.iterations)
+        return result.restored[0].numpy()
+
+    job = Job("picture", Problem.denoising(tensor(y)), y, "")
+    restored = own.denoise(job, choice, fit_one).picture
+    return {
+        "estimated": choice.sigma, "width": choice.options.dim[0],
+        "texture": texture(y, choice.deviation), "iterations": sum(taken),
+        "seconds": time.perf_counter() - began,
+        "automatic": metrics.psnr(tensor(restored), tensor(x)),
+    }  # fmt: skip
+
+
+def oracle(y: np.ndarray, x: np.ndarray, widths: list[int], share: float) -> dict:
+    """The best moving average over all iterations of fixed runs with all pixels."""
+    clean, best = tensor(x), {}
+    base = replace(auto.denoising(y).options, stopping="fixed", sigma=None)
+    for width in widths:
+        found = []
+
+        def watch(state, found=found) -> None:
+            found.append(metrics.psnr(state.smoothed, clean))
+
+        n = round(ITERATIONS[width] * share)
+        run(y, replace(base, dim=[width], num_iters=n), [watch])
+        best[width] = (max(found), int(np.argmax(found)))
+    width = max(best, key=lambda w: best[w][0])
+    each = " ".join(f"{w}:{p:.2f}@{i}" for w, (p, i) in best.items())
+    psnr, at = best[width]
+    return {"oracle": psnr, "oracle width": width, "oracle iteration": at, "of each width": each}
+
+
+def peers(y: np.ndarray, x: np.ndarray, sigma: float) -> dict:
+    moved = np.moveaxis(y, 0, -1)
+    s = max(sigma, 0.5) / 255
+    found = {
+        "NLM": denoise_nl_means(
+            moved, patch_size=5, patch_distance=6, h=0.8 * s, sigma=s, channel_axis=-1
+        )
+    }
+    try:
+        import bm3d
+    except ImportError:
+        pass
+    else:
+        colour = bm3d.bm3d_rgb if moved.shape[-1] == 3 else bm3d.bm3d
+        found["BM3D"] = np.asarray(colour(moved, s)).reshape(moved.shape)
+    back = {k: np.moveaxis(v, -1, 0).astype(np.float32) for k, v in found.items()}
+    return {k: metrics.psnr(tensor(v), tensor(x)) for k, v in back.items()}
+
+
+def dip(y: np.ndarray, x: np.ndarray, sigma: float) -> dict:
+    """The published recipe: 5 scales of 128, EMA 0.99, 1800 iterations."""
+    shaken = 1 / 20 if sigma >= auto.STRONG else 1 / 30
+    result = run(y, DenoisingOptions(model_type="DIP_orig", num_iters=1800, reg_noise_std=shaken))
+    return {"DIP": metrics.psnr(result.ema, tensor(x)), "DIP seconds": result.seconds}
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--pictures", nargs="+", required=True)
+    p.add_argument("--noise", default="25")
+    p.add_argument("--crop", type=int, default=128)
+    p.add_argument("--widths", type=int, nargs="*", default=[32, 64, 128])
+    p.add_argument("--share", type=float, default=1.0, help="of the oracle's iterations")
+    p.add_argument("--dip", action="store_true")
+    p.add_argument("--threads", type=int)
+    p.add_argument("--csv", type=Path, required=True)
+    args = p.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    rows = list(csv.DictReader(args.csv.open())) if args.csv.exists() else []
+    done = {(r["picture"], r["noise"]) for r in rows}
+    for item in (item for word in args.pictures for item in data.resolve(word)):
+        if (item.name, args.noise) in done:
+            continue
+        y, x = noisy(item, args.noise, args.crop)
+        row = {"picture": item.name, "noise": args.noise}
+        row["noisy"] = metrics.psnr(tensor(y), tensor(x))
+        row["sigma"] = args.noise if args.noise.isdigit() else ""
+        row |= automatic(y, x)
+        row |= peers(y, x, row["estimated"])
+        if args.widths:
+            row |= oracle(y, x, args.widths, args.share)
+        if args.dip:
+            row |= dip(y, x, row["estimated"])
+        rows.append({k: f"{v:.3f}" if isinstance(v, float) else v for k, v in row.items()})
+        print(rows[-1], flush=True)
+        with args.csv.open("w", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
