@@ -24,7 +24,8 @@ from skimage.restoration import denoise_nl_means
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "DIP-Recon"))
 
-from dip_recon import auto, data, metrics, own
+import dip_recon
+from dip_recon import auto, data, metrics
 from dip_recon.fit import choose, fit
 from dip_recon.noise import texture
 from dip_recon.options import DenoisingOptions
@@ -60,22 +61,15 @@ def run(y: np.ndarray, o, watch=()):
 
 
 def automatic(y: np.ndarray, x: np.ndarray) -> dict:
-    began = time.perf_counter()
-    choice = auto.denoising(y)
     taken = []
-
-    def fit_one(job: Job, o, where: str) -> np.ndarray:
-        result = run(job.problem.y[0].numpy(), o)
-        taken.append(result.iterations)
-        return result.restored[0].numpy()
-
-    job = Job("picture", Problem.denoising(tensor(y)), y, "")
-    restored = own.denoise(job, choice, fit_one).picture
+    began = time.perf_counter()
+    restored = dip_recon.denoise(np.moveaxis(y, 0, -1), progress=taken.append)
+    seconds = time.perf_counter() - began
+    choice = auto.denoising(y)
     return {
         "estimated": choice.sigma, "width": choice.options.dim[0],
-        "texture": texture(y, choice.deviation), "iterations": sum(taken),
-        "seconds": time.perf_counter() - began,
-        "automatic": metrics.psnr(tensor(restored), tensor(x)),
+        "texture": texture(y, choice.deviation), "iterations": len(taken), "seconds": seconds,
+        "automatic": metrics.psnr(tensor(np.moveaxis(restored, -1, 0)), tensor(x)),
     }  # fmt: skip
 
 
@@ -140,10 +134,11 @@ def main() -> None:
     rows = list(csv.DictReader(args.csv.open())) if args.csv.exists() else []
     done = {(r["picture"], r["noise"]) for r in rows}
     for item in (item for word in args.pictures for item in data.resolve(word)):
-        if (item.name, args.noise) in done:
+        name = f"{item.path.parent.name}/{item.name}"
+        if (name, args.noise) in done:
             continue
         y, x = noisy(item, args.noise, args.crop)
-        row = {"picture": item.name, "noise": args.noise}
+        row = {"picture": name, "noise": args.noise}
         row["noisy"] = metrics.psnr(tensor(y), tensor(x))
         row["sigma"] = args.noise if args.noise.isdigit() else ""
         row |= automatic(y, x)

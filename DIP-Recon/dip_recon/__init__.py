@@ -1,10 +1,13 @@
 """Image restoration with untrained networks (Deep Image Prior).
 
-``denoise``, ``inpaint``, ``enlarge`` and ``restore`` work on arrays; see ``dip_recon.api``.
+``denoise``, ``inpaint``, ``enlarge`` and ``restore`` work on arrays; see ``dip_recon.api``. What
+the user can mend is raised as ``UserError``.
 """
 
+from .errors import UserError
+
 __version__ = "0.1.0"
-__all__ = ["Step", "denoise", "enlarge", "inpaint", "restore"]
+__all__ = ["Step", "UserError", "denoise", "enlarge", "inpaint", "restore"]
 
 
 def __getattr__(name: str):

@@ -9,43 +9,56 @@ Pictures are arrays [H, W] or [H, W, C] with 1 or 3 channels, of uint8 or uint16
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import auto, operators, own
-from .errors import UserError
+from . import auto, models, operators, own, tasks
+from .errors import UserError, nearest
 from .fit import State, choose, fit
+from .flags import convert
 from .options import Options
-from .prepare import prepare, resolve
+from .prepare import check_rules, network_settings, prepare, resolve
 from .problem import Problem
-from .tasks import Job, tensor
+from .tiling import Layout
+from .tiling.layout import InMemory, Tile, blend
+from .tiling.tiles import SEEDS
+
+# options of the experiments that have no say here
+ELSEWHERE = (
+    "folder_path", "imsize", "crop", "in_size", "out_chns", "task", "noise_sigma", "noise_seed",
+    "poisson_scale", "runs", "mask_type", "mask_path", "zero_fraction",
+    "mask_seed", "sr_factor", "save_folder", "special", "iters_print_acc", "eval_every",
+    "snapshots", "checkpoint_every", "verbose", "batch_size",
+)  # fmt: skip
 
 
 @dataclass
 class Step:
     """What a progress callback is given after every iteration; ``picture`` is made when asked for.
 
-    iteration: from 1. iterations: how many there will be at most. run: of ``runs``, from 1.
+    iteration: from 1, in this tile. iterations: how many there will be at most. run: of ``runs``,
+    from 1. tile: from 1 to ``tiles``; a small picture is one tile.
     """
 
     iteration: int
     iterations: int
     run: int
-    _state: State
-    _back: Callable[[np.ndarray], np.ndarray]
+    tile: int
+    tiles: int
+    _picture: Callable[[], np.ndarray]
 
     @property
     def picture(self) -> np.ndarray:
-        """The restored picture as it is now, in the shape and type of the one that was given."""
-        smoothed = self._state.full_size(self._state.smoothed)
-        return self._back(smoothed[0].clamp(0, 1).cpu().numpy())
+        """The restored picture as it is now, in the shape and type of the one that comes back."""
+        return self._picture()
 
 
 Progress = Callable[[Step], Any]
+Back = Callable[[np.ndarray], np.ndarray]
 
 
 def denoise(
@@ -67,27 +80,29 @@ def denoise(
         uncertainty: return as well how far the runs disagree, a deviation at each pixel on the
             picture's own scale, [H, W] float32; needs ``runs`` of at least 2.
         progress: called with a ``Step`` after every iteration.
-        options: any option of ``denoising.py``, such as ``seed``, ``dim``, ``num_iters``,
-            ``stopping`` or ``device``; what is given is not chosen.
+        options: an option of ``denoising.py`` that has to do with the fit, such as ``seed``,
+            ``dim``, ``num_iters``, ``stopping`` or ``device``; what is given is not chosen.
 
     Raises:
         UserError: a picture or an option that will not do.
     """
+    picture = np.asarray(picture)
     data, back = _read(picture)
+    runs = _whole("runs", runs, 1)
     if uncertainty and runs < 2:
         raise UserError("uncertainty=True: give runs=2 or more")
-    job = Job("picture", Problem.denoising(tensor(data)), data, "")
-    given = options | ({"sigma": sigma} if sigma is not None else {})
-    _check(given, auto.DENOISING)
+    given = _options(options | ({} if sigma is None else {"sigma": sigma}), auto.DENOISING)
+    job = tasks.Job("picture", Problem.denoising(tasks.tensor(data)), data, "")
     small = own.halved(job) if draft else job
+    if draft and given.get("sigma"):
+        given["sigma"] /= 2  # what 2×2 means leave of it
     choice = auto.denoising(small.problem.y[0].numpy(), given)
-    done = own.denoise(job, choice, _fitter(progress, back), runs, draft)
-    restored = back(done.picture)
+    done = own.denoise(job, choice, _fitter(progress, back, data.shape[1:]), runs, draft)
+    restored = picture.copy() if choice.clean else back(done.picture)
     if not uncertainty:
         return restored
     spread = done.disagreement if done.disagreement is not None else np.zeros(data.shape[1:])
-    top = np.iinfo(picture.dtype).max if np.asarray(picture).dtype.kind in "iu" else 1
-    return restored, (spread * top).astype(np.float32)
+    return restored, (spread * _top(picture)).astype(np.float32)
 
 
 def inpaint(
@@ -95,19 +110,23 @@ def inpaint(
 ) -> np.ndarray:
     """Fill in what ``mask`` [H, W] says is missing: 1, True or 255 is known. Known pixels stay.
 
+    What ``picture`` holds where it is missing does not matter: NaN will do.
+
     ``progress``, ``options`` and errors as in ``denoise``.
     """
-    data, back = _read(picture)
-    mask = np.asarray(mask)
-    mask = mask / 255 if mask.dtype == np.uint8 and mask.max() > 1 else mask
-    known = operators.mask_from_picture(mask.astype(np.float32)[None], data.shape[1:])
+    picture = np.asarray(picture)
+    _check_shape(picture)
+    known = _known(mask, picture.shape[:2])
+    kept = known if picture.ndim == 2 else known[..., None]
+    data, back = _read(np.where(kept, picture, 0).astype(picture.dtype))
+
+    def filled(x: np.ndarray) -> np.ndarray:
+        return np.where(kept, picture, back(x))
+
     A = operators.Mask(known)
-    y = A(tensor(data))
-    job = Job("picture", Problem(y, A, data.shape[1:]), y[0].numpy(), "")
-    _check(options, own.INPAINTING)
-    found = _fitter(progress, back)(job, replace(own.INPAINTING, **options), "")
-    keep = A.mask[0].numpy()
-    return back(keep * data + (1 - keep) * found)
+    job = tasks.Job("picture", Problem(A(tasks.tensor(data)), A, data.shape[1:]), data, "")
+    settings = replace(own.INPAINTING, **_options(options, own.INPAINTING))
+    return filled(_fitter(progress, filled, data.shape[1:])(job, settings, ""))
 
 
 def enlarge(
@@ -117,14 +136,13 @@ def enlarge(
 
     ``progress``, ``options`` and errors as in ``denoise``.
     """
-    if not 2 <= factor <= 16:
-        raise UserError(f"factor={factor}: give a whole number from 2 to 16")
+    factor = _whole("factor", factor, 2, 16)
     data, back = _read(picture)
+    settings = replace(own.SUPER_RESOLUTION, **_options(options, own.SUPER_RESOLUTION))
+    A = operators.Downsample(factor, settings.sr_kernel_type)
     size = tuple(factor * n for n in data.shape[1:])
-    job = Job("picture", Problem(tensor(data), operators.Downsample(factor), size), data, "")
-    _check(options, own.SUPER_RESOLUTION)
-    settings = replace(own.SUPER_RESOLUTION, sr_factor=factor, **options)
-    return back(_fitter(progress, back)(job, settings, ""))
+    job = tasks.Job("picture", Problem(tasks.tensor(data), A, size), data, "")
+    return back(_fitter(progress, back, size)(job, settings, ""))
 
 
 def restore(
@@ -139,9 +157,11 @@ def restore(
     """Invert any differentiable operator: the picture x in [0, 1] with A(x) near ``y``.
 
     Args:
-        y: the measurement, of whatever shape A gives, without or with a batch of one in front.
-        A: takes [1, C, H, W] float32 in [0, 1] to the shape of ``y`` with a batch of one; another
-            library's operator will do, such as a physics of deepinv.
+        y: the measurement, real, of whatever shape A gives; sides of 1 in front may be left out.
+        A: takes [1, C, H, W] float32 in [0, 1] to the shape of ``y``; another library's operator
+            will do, such as ``physics.A`` of deepinv (``physics`` itself adds noise). A module is
+            moved to the device of the fit; for anything else that works on the CPU alone, the fit
+            is made there.
         size: (H, W) of the picture sought; by default the last two sides of ``y``.
         channels: of the picture sought; by default those of ``y`` if it has three sides, else 1.
         options: as in ``denoise``: 2000 iterations of a 5-scale network unless told otherwise. The
@@ -151,81 +171,193 @@ def restore(
         [C, H, W] float32 in [0, 1].
 
     Raises:
-        UserError: an option that will not do, or A does not give the shape of ``y``.
+        UserError: an option that will not do; A fails, is not differentiable, or does not give the
+            shape of ``y``.
     """
-    y = torch.as_tensor(y, dtype=torch.float32)
+    settings = replace(own.INPAINTING, **_options(options, own.INPAINTING))
+    y = _measurement(y)
     if channels is None:
         channels = y.shape[-3] if y.ndim >= 3 else 1
+    channels = _whole("channels", channels, 1)
     size = tuple(y.shape[-2:]) if size is None else tuple(size)
-    with torch.no_grad():
-        shape = tuple(A(torch.zeros(1, channels, *size)).shape)
-    if tuple(y.shape) == shape[1:]:
-        y = y[None]
-    if tuple(y.shape) != shape:
-        raise UserError(f"A gives the shape {shape}, y has {tuple(y.shape)}; say size and channels")
-    problem = _AnyProblem(y, A, size)
-    problem.picture_channels = channels
-    _check(options, own.INPAINTING)
-    settings = replace(own.INPAINTING, **options)
-    return _fitter(progress, lambda x: x)(Job("picture", problem, None, ""), settings, "")
+    if len(size) != 2:
+        raise UserError(f"size={size}: give the (H, W) of the picture sought")
+    size = tuple(_whole("size", n, 1) for n in size)
+    shape, device = _tried(A, (1, channels, *size), settings.device)
+    short = shape[len(shape) - y.ndim :]
+    if y.ndim > len(shape) or tuple(y.shape) != short or y.numel() != shape.numel():
+        raise UserError(
+            f"A gives the shape {tuple(shape)}, y has {tuple(y.shape)}; say size and channels"
+        )
+    problem = _AnyProblem(y.reshape(shape), A, size, picture_channels=channels)
+    job = tasks.Job("picture", problem, None, "")
+    fit_one = _fitter(progress, np.copy, size)
+    return fit_one(job, replace(settings, device=device), "")
 
 
+@dataclass
 class _AnyProblem(Problem):
     """A problem whose measurement need not have the channels of the picture."""
 
-    picture_channels = 1
+    picture_channels: int = 1
 
     @property
     def channels(self) -> int:
         return self.picture_channels
 
 
-def _fitter(progress: Progress | None, back) -> own.FitOne:
-    """Fits without a run folder: ``own.FitOne`` for arrays."""
+def _measurement(y: np.ndarray | Tensor) -> Tensor:
+    """``y`` as a float32 tensor on the CPU."""
+    y = y.detach().cpu() if isinstance(y, Tensor) else torch.tensor(np.ascontiguousarray(y))
+    if y.is_complex():
+        raise UserError("y is complex: give real and imaginary parts, by torch.view_as_real")
+    y = y.float()
+    if not y.numel() or not torch.isfinite(y).all():
+        raise UserError("y must be finite, and hold something")
+    return y
 
-    def fit_one(job: Job, o: Options, where: str) -> np.ndarray:
+
+def _tried(
+    A: Callable[[Tensor], Tensor], shape: tuple[int, ...], device: str
+) -> tuple[torch.Size, str]:
+    """The shape of what A gives for a picture of ``shape``, and the device on which it does."""
+    chosen = choose(device)[0].type
+    for place in dict.fromkeys((chosen, "cpu") if device == "auto" else (chosen,)):
+        x = torch.full(shape, 0.5, device=place, requires_grad=True)
+        try:
+            measured = Problem(x, A, shape[-2:]).to(place).A(x)
+        except Exception as error:  # whatever another's code raises
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            failed = UserError(f"A fails on a picture of shape {shape}: {why}")
+            failed.__cause__ = error
+            continue
+        if not isinstance(measured, Tensor) or measured.is_complex():
+            kind = "complex numbers" if isinstance(measured, Tensor) else type(measured).__name__
+            raise UserError(f"A gives {kind}: a tensor of real numbers is wanted")
+        if not measured.requires_grad:
+            raise UserError("A is not differentiable: it must be made of torch's operations")
+        return measured.shape, place
+    raise failed
+
+
+def _fitter(progress: Progress | None, back: Back, size: tuple[int, int]) -> own.FitOne:
+    """Fits without a run folder: ``own.FitOne`` for arrays, of pictures to be shown at ``size``."""
+
+    def fit_one(job: tasks.Job, o: Options, where: str) -> np.ndarray:
         o, _ = resolve(o)
         o.validate()
-        state = prepare(job, o, *choose(o.device, o.precision))
         run = int(where.removeprefix("run") or 1)
+        layout = Layout(tuple(job.problem.size), getattr(o, "tile", 0) or 2**31, 0)
+        if len(layout) > 1:
+            layout = Layout(layout.size, o.tile, o.overlap)
+        whole = job.problem.y[0].numpy()
+        shown = np.zeros((job.problem.channels, *layout.size), np.float32)
+        if len(layout) > 1:
+            shown[:] = whole
 
-        def tell(state: State) -> None:
-            progress(Step(state.iteration, o.num_iters, run, state, back))
+        def fit_tile(tile: Tile) -> np.ndarray:
+            part, seed = job, o.seed
+            if len(layout) > 1:
+                part = own.job_of_array(layout.read(tile, InMemory(whole)))
+                seed = (o.seed + tile.index) % SEEDS
 
-        result = fit(state, o.num_iters, [tell] if progress else [])
-        return result.restored[0].cpu().numpy()
+            def tell(state: State) -> None:
+                def picture() -> np.ndarray:
+                    now = state.full_size(state.smoothed)[0].clamp(0, 1).cpu().numpy()
+                    _paste(shown, tile, now)
+                    return back(_at(shown, size))
+
+                counts = state.iteration, o.num_iters, run, tile.index + 1, len(layout)
+                progress(Step(*counts, picture))
+
+            settings = network_settings(part, o)
+            models.check_size(o.model_type, **settings)
+            check_rules(part, o, settings)
+            state = prepare(part, replace(o, seed=seed), *choose(o.device, o.precision))
+            result = fit(state, o.num_iters, [tell] if progress else [])
+            restored = result.restored[0].cpu().numpy()
+            _paste(shown, tile, restored)
+            return restored
+
+        done = {tile: fit_tile(tile) for tile in layout}
+        return blend(layout, (0, layout.size[0], 0, layout.size[1]), done.__getitem__)
 
     return fit_one
 
 
-def _read(picture: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-    """[C, H, W] float32 in [0, 1] of an array, and what turns such a one back into its kind."""
-    picture = np.asarray(picture)
+def _paste(shown: np.ndarray, tile: Tile, restored: np.ndarray) -> None:
+    """Put a tile's own region of ``restored`` [C, h, w] into the picture that is shown."""
+    top, bottom, left, right = tile.region
+    down, across = top - tile.grown[0], left - tile.grown[2]
+    part = restored[:, down : down + bottom - top, across : across + right - left]
+    shown[:, top:bottom, left:right] = part
+
+
+def _at(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return picture if picture.shape[1:] == tuple(size) else tasks.enlarge(picture, size)
+
+
+def _check_shape(picture: np.ndarray) -> None:
     if picture.ndim not in (2, 3) or (picture.ndim == 3 and picture.shape[2] not in (1, 3)):
         raise UserError(f"an array of shape {picture.shape}: give [H, W], [H, W, 1] or [H, W, 3]")
     if not picture.size:
         raise UserError("the picture has no pixels")
-    whole = picture.dtype in (np.uint8, np.uint16)
-    if not whole and picture.dtype.kind != "f":
+
+
+def _top(picture: np.ndarray) -> int:
+    """What white is: the largest number of whole ones, 1 of floats."""
+    if picture.dtype.kind == "u" and picture.dtype.itemsize <= 2:
+        return np.iinfo(picture.dtype).max
+    if picture.dtype.kind != "f":
         raise UserError(f"an array of {picture.dtype}: give uint8, uint16 or floats in [0, 1]")
-    top = np.iinfo(picture.dtype).max if whole else 1
-    data = picture.astype(np.float32) / np.float32(top)
-    if not np.isfinite(data).all() or data.min() < 0 or data.max() > 1:
+    return 1
+
+
+def _read(picture: np.ndarray) -> tuple[np.ndarray, Back]:
+    """[C, H, W] float32 in [0, 1] of an array, and what turns such a one back into its kind."""
+    picture = np.asarray(picture)
+    _check_shape(picture)
+    top = _top(picture)
+    if not np.isfinite(picture).all() or picture.min() < 0 or picture.max() > top:
         raise UserError("floats must be finite and in [0, 1]; divide by the largest possible value")
+    data = picture.astype(np.float32) / np.float32(top)
     data = data[None] if picture.ndim == 2 else np.moveaxis(data, -1, 0)
 
     def back(x: np.ndarray) -> np.ndarray:
         x = x[0] if picture.ndim == 2 else np.moveaxis(x, 0, -1)
-        return (x * top + 0.5).astype(picture.dtype) if whole else x.astype(picture.dtype)
+        return (x if top == 1 else x * top + 0.5).astype(picture.dtype)
 
     return np.ascontiguousarray(data), back
 
 
-def _check(options: dict, like: Options) -> None:
-    """Raise UserError for an option that there is not."""
-    from .errors import nearest
+def _known(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Where ``mask`` says that pixels are known, [H, W] bool."""
+    mask = np.asarray(mask)
+    mask = mask[..., 0] if mask.ndim == 3 and mask.shape[2] == 1 else mask
+    if mask.ndim != 2 or mask.dtype.kind not in "buif":
+        raise UserError(f"a mask of shape {mask.shape} and type {mask.dtype}: give numbers [H, W]")
+    scaled = (
+        mask / np.iinfo(mask.dtype).max if mask.dtype.kind == "u" and (mask > 1).any() else mask
+    )
+    return operators.mask_from_picture(scaled.astype(np.float32), size)[0] > 0
 
-    known = set(vars(like))
+
+def _whole(name: str, value: int, least: int, most: float = float("inf")) -> int:
+    """``value`` as an int; UserError unless it is a whole number in this range."""
+    if not np.isscalar(value) or isinstance(value, str) or value != value // 1:
+        raise UserError(f"{name}={value}: give a whole number")
+    if not least <= value <= most:
+        bounds = f"from {least} to {most}" if most < float("inf") else f"of at least {least}"
+        raise UserError(f"{name}={value}: give a whole number {bounds}")
+    return int(value)
+
+
+def _options(options: dict, like: Options) -> dict:
+    """What was given, each of its option's own kind; UserError for a name or value not to be had."""
+    known = {f.name: f for f in fields(like) if f.name not in ELSEWHERE}
     for name in options:
         if name not in known:
             raise UserError(f"{name}: no such option; {nearest(name, known)}")
+    found = {name: convert(known[name], value) for name, value in options.items()}
+    replace(like, **found).validate()
+    return found

@@ -19,6 +19,8 @@ from .options import DenoisingOptions
 from .prepare import resolve
 
 SMALLEST = 8  # pixels a side
+WHOLE = 192  # pixels a side up to which a picture is fitted as a whole
+TILE = 128  # beyond, tiles have it sooner and better: a narrow network each, with a stop of its own
 CLEAN = 0.7  # noise level (0-255) below which there is nothing to take away
 SHARED = 2.0  # times that the flattest places vary more than white noise would have them
 FLAT = 1.2  # times the deviation of the flattest places that such noise has elsewhere
@@ -110,6 +112,8 @@ def denoising(y: np.ndarray, given: dict | None = None) -> Choice:
     measured["texture above the noise"] = f"{ratio:.2f} (the wider network from {WIDE:g})"
     chosen = {"dim": [64 if ratio >= WIDE else 32]}
     chosen["reg_noise_std"] = 1 / 20 if sigma >= STRONG else 1 / 30
+    if max(y.shape[1:]) > WHOLE:
+        chosen |= {"tile": TILE}
     if shared:  # pixels held out would be told by their neighbours
         chosen |= {"stopping": "AMNS", "sigma": sigma}
     options = replace(DENOISING, **(chosen | given))
@@ -128,6 +132,7 @@ def filled(o: DenoisingOptions) -> DenoisingOptions:
 def describe(o: DenoisingOptions) -> str:
     """The network and the rule in words."""
     width = f"{o.model_type} of width {o.dim[0]}" if o.dim else o.model_type
+    width += f" on tiles of {o.tile} pixels" if o.tile else ""
     if o.stopping in ("AMNS", "SMNS"):
         return f"{width}, until what is taken away is as strong as the noise"
     if o.stopping == "held-out":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -17,8 +18,9 @@ from .errors import UserError
 from .files import cannot_write
 from .images.frames import FrameWriter, count_frames, read_frame
 from .options import DenoisingOptions
-from .tiling import too_large
 from .tiling.files import denoise_file, is_large
+
+LONG = 1024**2  # pixels from which finished tiles are kept beside the output, as it takes long
 
 
 @dataclass(frozen=True)
@@ -125,19 +127,17 @@ def _one(picture: Path, place: Path, wishes: Wishes, say: Callable) -> None:
     if wishes.tile is not None or (frames == 1 and is_large(picture)):
         _by_tiles(picture, place, wishes, say)
         return
-    for flag in ("overlap", "workers", "scheduler"):
-        if (wishes.overlap is not None) if flag == "overlap" else not wishes.cluster.here:
-            raise UserError(f"--{flag}: only with --tile")
+    if wishes.overlap is not None:
+        raise UserError("--overlap: only with --tile")
     images.check_writable(place)
     if frames > 1:
         _frames(picture, place, frames, wishes, say)
         return
     job = own.denoising(picture)
-    choice = _chosen(job, wishes, say)
-    if too_large(job, auto.filled(choice.options)):
-        say(f"{picture.name}: too large for this machine's memory as a whole: by tiles")
-        _by_tiles(picture, place, replace(wishes, tile=512), say)
+    if math.prod(job.problem.size) > LONG and not wishes.draft and wishes.runs == 1:
+        _by_tiles(picture, place, wishes, say)
         return
+    choice = _chosen(job, wishes, say)
     done = _fit(job, choice, wishes)
     images.write(place, done.picture, like=job.like)
     _tell(place, done, say)
@@ -177,7 +177,7 @@ def _fit(job, choice: auto.Choice, wishes: Wishes) -> own.Denoised:
         folder = wishes.keep or Path(temporary)
 
         def fit_one(small, options, where: str) -> np.ndarray:
-            return own.restore(small, options, {}, folder / where)[1]
+            return own.restore(small, options, {}, folder / where, wishes.cluster)[1]
 
         return own.denoise(job, choice, fit_one, wishes.runs, wishes.draft)
 
@@ -198,7 +198,10 @@ def _by_tiles(picture: Path, place: Path, wishes: Wishes, say: Callable) -> None
         raise UserError(
             "--draft, --best: not by tiles; leave out --tile, or take a smaller picture"
         )
-    more = {"tile": wishes.tile or 128, "overlap": 16 if wishes.overlap is None else wishes.overlap}
+    more = {
+        "tile": wishes.tile or auto.TILE,
+        "overlap": 16 if wishes.overlap is None else wishes.overlap,
+    }
 
     def choose(sample: np.ndarray) -> DenoisingOptions:
         choice = auto.denoising(sample, wishes.given)

@@ -49,6 +49,7 @@ from .runs import Run, check_writable, make_folder, method_folder, safe_name, wr
 from .stopping import MethodNoise
 from .tasks import JOBS, Job, tensor
 from .tiling import Layout, Tiles, too_large
+from .tiling.layout import InMemory
 
 
 def configuration(
@@ -194,16 +195,6 @@ def run_one(
     return summary, restored
 
 
-class _Array:
-    """A picture in memory, [C, H, W], read by windows."""
-
-    def __init__(self, picture: np.ndarray) -> None:
-        self.picture = picture
-
-    def read(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:
-        return self.picture[:, top:bottom, left:right]
-
-
 def _run_tiled(
     job: Job, run: Run, o: Options, switches: Switches, say: Callable, cancelled, bar: bool
 ) -> tuple[dict, np.ndarray]:
@@ -248,7 +239,7 @@ def _run_tiled(
 
 
 def _tiles(job: Job, o: Options, run: Run) -> Tiles:
-    source = _Array(job.problem.y[0].numpy())
+    source = InMemory(job.problem.y[0].numpy())
     layout = Layout(tuple(job.problem.size), o.tile, o.overlap)
     return Tiles(source, layout, run.folder / "tiles", o, job.problem.sigma, job.name)
 

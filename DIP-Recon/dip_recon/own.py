@@ -52,6 +52,11 @@ def job_of(picture: images.Picture, name: str, digest: str | None = None) -> Job
     return Job(name, problem, picture.data, digest, picture)
 
 
+def job_of_array(y: np.ndarray) -> Job:
+    """The same for an array [C, H, W] in [0, 1]."""
+    return Job("picture", Problem.denoising(tensor(y)), y, "")
+
+
 FitOne = Callable[[Job, Options, str], np.ndarray]
 
 
@@ -166,10 +171,13 @@ def super_resolution(path: Path, factor: int) -> Job:
     return Job(path.stem, problem, enlarge(picture.data, size), digest, picture)
 
 
-def restore(job: Job, options: Options, given: dict, folder: Path) -> tuple[dict, np.ndarray]:
+def restore(
+    job: Job, options: Options, given: dict, folder: Path, cluster: Cluster | None = None
+) -> tuple[dict, np.ndarray]:
     """Fit ``job`` in run folder ``folder``; its summary and the restored picture [C, H, W].
 
     A folder that holds an unfinished run of the same picture and settings is gone on with.
+    cluster: where tiles are computed, if there are any.
     """
     options, _ = resolve(replace(options, **given))
     options.validate()
@@ -183,12 +191,14 @@ def restore(job: Job, options: Options, given: dict, folder: Path) -> tuple[dict
         ) from error
     models.check_size(options.model_type, **network_settings(job, options))
     check_free("--keep", run)
-    return run_one(job, run, options, Switches(resume=True), lambda line: None)
+    cluster = cluster or Cluster()
+    switches = Switches(resume=True, workers=cluster.workers, scheduler=cluster.scheduler)
+    return run_one(job, run, options, switches, lambda line: None)
 
 
 DEMO = replace(
     auto.DENOISING, task="denoising", folder_path="bundled/rocket", crop=[256, 256],
-    noise_sigma=25.0,
+    noise_sigma=25.0, dim=[64],
 )  # fmt: skip
 
 
@@ -198,9 +208,8 @@ def demo(folder: Path) -> str:
     check_free("--output", run)
     job = denoising_job(data.resolve(DEMO.folder_path)[0], DEMO)
     print(f"{job.name}, 256×256, Gaussian noise sigma 25")
-    choice = auto.denoising(job.problem.y[0].numpy())
-    print("\n".join(choice.reasons))
-    options, _ = resolve(replace(DEMO, dim=choice.options.dim))
+    options, _ = resolve(DEMO)
+    print(auto.describe(options))
     summary, _ = run_one(job, run, options, Switches(overwrite=True), lambda line: None)
     rows = (
         ("noisy PSNR", f"{summary['psnr_noisy']:.2f} dB"),

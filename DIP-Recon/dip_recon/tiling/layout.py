@@ -28,6 +28,16 @@ class Readable(Protocol):
 
 
 @dataclass(frozen=True)
+class InMemory:
+    """A picture in memory, [C, H, W], read by windows."""
+
+    picture: np.ndarray
+
+    def read(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:
+        return self.picture[:, top:bottom, left:right]
+
+
+@dataclass(frozen=True)
 class Tile:
     """One tile: its place in the layout, its region, and the region grown by the overlap.
 
