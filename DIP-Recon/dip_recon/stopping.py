@@ -12,6 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -232,14 +233,22 @@ class MethodNoise(Fixed):
         self.below = state["below"]
 
 
+def _taken_along(y: np.ndarray, deviation: float) -> float:
+    """By what share the method noise is below the noise where a fit of ``y`` [C, H, W] is best.
+
+    A network that is to fit texture cannot help fitting some noise: 6 % for each unit that
+    ``texture`` is above 0.4, up to 6 %.
+    """
+    return 0.06 * min(max(texture(y, deviation) - 0.4, 0), 1)
+
+
 class AdaptiveMethodNoise(MethodNoise):
     """AMNS: the same with a target that follows from the picture (thesis, chapter 4).
 
     Noise that was clipped to [0, 1] has lost power where the picture is dark or bright, and its
     mean has moved: the network comes down to that mean, the method noise to the deviation about it.
     The target is 0.995 of that deviation, by ``clipped_deviation``, and less where the picture has
-    texture, with which the network cannot help fitting some noise: by 6 % for each unit that
-    ``texture`` is above 0.4. Where the noise level is not given the target is what ``noise_level``
+    texture (see ``_taken_along``). Where the noise level is not given the target is what ``noise_level``
     tells from y. (The thesis fits a polynomial to Foi's clipped deviation, with y in the place of
     the clean picture; the figures that ours rests on are in results/README.md.)
     """
@@ -254,8 +263,7 @@ class AdaptiveMethodNoise(MethodNoise):
         self.deviation = self.sigma
         if not self.estimated:
             clipped = clipped_deviation(y, self.sigma)
-            excess = min(max(texture(y, clipped) - 0.4, 0), 1)
-            self.deviation = clipped * (0.995 - 0.06 * excess)
+            self.deviation = clipped * (0.995 - _taken_along(y, clipped))
 
     def target(self) -> float:
         return self.deviation / 255
@@ -274,8 +282,9 @@ class HeldOut(Fixed):
     ``least``; it returns the picture of the minimum.
 
     Being told from few pixels, the error has minima by chance while the fit is slow. In denoising
-    a minimum only counts once the method noise (see ``MethodNoise``) is down to ``SLACK`` times the
-    noise level told from the picture; before, all that is not clearly worse passes for one.
+    a minimum only counts once the method noise (see ``MethodNoise``) is down to what the noise
+    level told from the picture would have it be; before, all that is not clearly worse passes for
+    one.
 
     Args:
         problem: the whole problem; where it has a mask, known pixels are held out. Of its measured
@@ -285,7 +294,7 @@ class HeldOut(Fixed):
     name = "held-out"
     SHARE, ENOUGH, MOST = 0.01, 600, 0.03
     WAIT = 0.25
-    SLACK, WORSE = 1.03, 1.03
+    SLACK, WORSE = 1.01, 1.03
 
     def __init__(self, problem: Problem, least: int = 100) -> None:
         super().__init__()
@@ -307,8 +316,10 @@ class HeldOut(Fixed):
         self.minimum = self.best = math.inf
         self.enough = math.inf
         if isinstance(problem.A, Identity):
-            level = noise_level(y[0].cpu().numpy()) / 255
-            self.enough = (self.SLACK * level) ** 2
+            picture = y[0].cpu().numpy()
+            level = noise_level(picture)
+            share = self.SLACK - (_taken_along(picture, level) if level else 0)
+            self.enough = (share * level / 255) ** 2
 
     def fitted(self, problem: Problem) -> Problem:
         kept = 1 - self.held
