@@ -248,8 +248,8 @@ class AdaptiveMethodNoise(MethodNoise):
     Noise that was clipped to [0, 1] has lost power where the picture is dark or bright, and its
     mean has moved: the network comes down to that mean, the method noise to the deviation about it.
     The target is 0.995 of that deviation, by ``clipped_deviation``, and less where the picture has
-    texture (see ``_taken_along``). Where the noise level is not given the target is what ``noise_level``
-    tells from y. (The thesis fits a polynomial to Foi's clipped deviation, with y in the place of
+    texture (see ``_taken_along``). Where the noise level is not given the target is what
+    ``noise_level`` tells from y. (The thesis fits a polynomial to Foi's clipped deviation, with y in the place of
     the clean picture; the figures that ours rests on are in results/README.md.)
     """
 
