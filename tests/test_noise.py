@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 from skimage import data
 
 from dip_recon import images, noise
@@ -132,3 +133,15 @@ def test_clipping_is_undone_where_it_can_be():
     left = 255 * float(y.std())
     assert left < 30 and noise.before_clipping(y, left) == pytest.approx(40, rel=0.06)
     assert noise.before_clipping(y, 300.0) == 300
+
+
+def test_a_gradient_is_no_noise_and_noise_that_pixels_share_is_seen():
+    h, w = np.mgrid[0:1:96j, 0:1:96j]
+    ramp = (0.2 + 0.3 * h + 0.3 * w)[None].repeat(3, 0)
+    assert noise.flat_level(ramp) < 0.01
+    white = np.random.RandomState(7).normal(0, 12 / 255, ramp.shape)
+    assert noise.flat_level(ramp + white) == pytest.approx(12, rel=0.15)
+    shared = gaussian_filter(white, (0, 1.5, 1.5))
+    rms = 255 * float(shared.std())
+    assert 0.6 * rms < noise.flat_level(ramp + shared) < rms
+    assert noise.noise_level(ramp + shared) < 0.3 * rms

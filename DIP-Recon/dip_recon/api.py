@@ -335,11 +335,10 @@ def _known(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     mask = np.asarray(mask)
     mask = mask[..., 0] if mask.ndim == 3 and mask.shape[2] == 1 else mask
     if mask.ndim != 2 or mask.dtype.kind not in "buif":
-        raise UserError(f"a mask of shape {mask.shape} and type {mask.dtype}: give numbers [H, W]")
-    scaled = (
-        mask / np.iinfo(mask.dtype).max if mask.dtype.kind == "u" and (mask > 1).any() else mask
-    )
-    return operators.mask_from_picture(scaled.astype(np.float32), size)[0] > 0
+        raise UserError(f"a mask of shape {mask.shape} and {mask.dtype}: give numbers [H, W]")
+    if mask.dtype.kind == "u" and (mask > 1).any():
+        mask = mask / np.iinfo(mask.dtype).max
+    return operators.mask_from_picture(mask.astype(np.float32), size)[0] > 0
 
 
 def _whole(name: str, value: int, least: int, most: float = float("inf")) -> int:
@@ -353,7 +352,7 @@ def _whole(name: str, value: int, least: int, most: float = float("inf")) -> int
 
 
 def _options(options: dict, like: Options) -> dict:
-    """What was given, each of its option's own kind; UserError for a name or value not to be had."""
+    """What was given, each as its option wants it; UserError for a name or value that is not."""
     known = {f.name: f for f in fields(like) if f.name not in ELSEWHERE}
     for name in options:
         if name not in known:

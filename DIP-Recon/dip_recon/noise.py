@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.ndimage import gaussian_filter, uniform_filter
+from scipy.ndimage import correlate1d, gaussian_filter, uniform_filter, uniform_filter1d
 from scipy.optimize import brentq
 from scipy.stats import norm
 
@@ -122,7 +122,8 @@ def flat_level(y: np.ndarray, side: int = 12) -> float:
     """Deviation (0–255) in the flattest places of ``y`` [C, H, W]: noise of any spectrum, and what
     texture there is even there.
 
-    The 5 % quantile, over the picture, of the deviation in windows of ``side`` pixels. A camera
+    The 5 % quantile, over the picture, of the deviation from a plane in windows of ``side`` pixels,
+    so that a gradient is no noise. A camera
     that sharpens, scales and compresses leaves noise that neighbouring pixels share, which hardly
     shows in ``noise_level``.
     """
@@ -131,6 +132,10 @@ def flat_level(y: np.ndarray, side: int = 12) -> float:
     y = np.asarray(y, np.float64)
     mean = uniform_filter(y, (0, side, side))
     variance = uniform_filter(np.square(y), (0, side, side)) - np.square(mean)
+    ramp = np.arange(side) - (side - 1) / 2
+    for along, across in ((1, 2), (2, 1)):
+        slope = correlate1d(uniform_filter1d(y, side, across), ramp / side, along)
+        variance -= np.square(slope) / np.square(ramp).mean()
     half = side // 2
     inside = variance[:, half:-half:4, half:-half:4].mean(0)
     return 255 * math.sqrt(max(float(np.quantile(inside, 0.05)), 0.0))

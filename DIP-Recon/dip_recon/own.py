@@ -102,7 +102,7 @@ def denoise(
             f"it ended before all detail was back: {1 - weight:.0%} of the original was mixed in; "
             "more --iterations, or a larger --width, may do better"
         )
-    spread = np.std(pictures, axis=(0, 1), dtype=np.float32) if runs > 1 else None
+    spread = np.sqrt(np.var(pictures, axis=0).mean(axis=0)) if runs > 1 else None
     told = f"{time.perf_counter() - began:.0f} s"
     told = f"mean of {runs} runs, {told}" if runs > 1 else told
     return Denoised(restored, choice, notes, spread, told)
