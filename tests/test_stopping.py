@@ -299,3 +299,17 @@ def test_a_minimum_by_chance_does_not_count_while_the_fit_is_slow():
     for i, error in enumerate([0.1, 0.2, 0.2, 0.2]):  # worse, whatever the method noise says
         ended = clearly.update(i, None, off(error, far))
     assert ended and clearly.iteration == 0
+
+
+def test_what_was_held_out_comes_in_with_the_weight_of_least_error():
+    problem = noisy(25)
+    rule = stopping.make("held-out", problem=problem)
+    held = rule.held.expand_as(problem.y) > 0
+    candidate = problem.y + 2 * rule.level  # its error there is s²·4, e² = 3s², so 3/4 is y's
+    rule.update(0, None, candidate)
+    assert rule.picture[~held].equal(candidate[~held])
+    expected = problem.y + 0.5 * rule.level
+    torch.testing.assert_close(rule.picture[held], expected[held])
+    rule = stopping.make("held-out", problem=problem)
+    rule.update(0, None, problem.y + 0.9 * rule.level)  # better than noise explains: no share
+    torch.testing.assert_close(rule.picture, problem.y + 0.9 * rule.level)

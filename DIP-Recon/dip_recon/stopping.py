@@ -249,8 +249,8 @@ class AdaptiveMethodNoise(MethodNoise):
     mean has moved: the network comes down to that mean, the method noise to the deviation about it.
     The target is 0.995 of that deviation, by ``clipped_deviation``, and less where the picture has
     texture (see ``_taken_along``). Where the noise level is not given the target is what
-    ``noise_level`` tells from y. (The thesis fits a polynomial to Foi's clipped deviation, with y in the place of
-    the clean picture; the figures that ours rests on are in results/README.md.)
+    ``noise_level`` tells from y. (The thesis fits a polynomial to Foi's clipped deviation, with y
+    in the place of the clean picture; the figures that ours rests on are in results/README.md.)
     """
 
     name = "AMNS"
@@ -280,6 +280,10 @@ class HeldOut(Fixed):
     et al., "Zero-shot self-supervised learning for MRI reconstruction", ICLR 2022). The run ends
     when that error has had no new minimum for a quarter of the iterations done, but at least
     ``least``; it returns the picture of the minimum.
+
+    In denoising what was held out is taken into that picture with the weight of least error: of two
+    estimates with independent errors, e² that of the fit, known from the above, and s² the noise's,
+    e²/(e² + s²).
 
     Being told from few pixels, the error has minima by chance while the fit is slow. In denoising
     a minimum only counts once the method noise (see ``MethodNoise``) is down to what the noise
@@ -314,12 +318,13 @@ class HeldOut(Fixed):
         self.held = held.reshape(known.shape).to(y.device)
         self.problem, self.least = problem, least
         self.minimum = self.best = math.inf
+        self.level = 0.0  # of the noise, on the 0–1 scale; 0 where it is not asked for
         self.enough = math.inf
         if isinstance(problem.A, Identity):
             picture = y[0].cpu().numpy()
             level = noise_level(picture)
             share = self.SLACK - (_taken_along(picture, level) if level else 0)
-            self.enough = (share * level / 255) ** 2
+            self.level, self.enough = level / 255, (share * level / 255) ** 2
 
     def fitted(self, problem: Problem) -> Problem:
         kept = 1 - self.held
@@ -333,8 +338,16 @@ class HeldOut(Fixed):
         slow = float(errors.mean()) > self.enough and error < self.WORSE * self.best
         if error < self.minimum or slow:
             self.minimum = error
-            self.iteration, self.picture = iteration, candidate.clone()
+            self.iteration, self.picture = iteration, self._with_held(candidate, error)
         return iteration - self.iteration >= max(self.least, self.WAIT * iteration)
+
+    def _with_held(self, candidate: Tensor, error: float) -> Tensor:
+        """A copy of ``candidate`` with the measurement's share at the pixels held out."""
+        if not self.level:
+            return candidate.clone()
+        count = float(self.held.sum()) * candidate.shape[1]
+        weight = max(0.0, 1 - self.level**2 * count / max(error, 1e-12))
+        return torch.lerp(candidate, self.problem.y, weight * self.held)
 
     def state_dict(self) -> dict:
         return {**super().state_dict(), "minimum": self.minimum, "best": self.best}
