@@ -118,6 +118,17 @@ def dip(y: np.ndarray, x: np.ndarray, sigma: float) -> dict:
     return {"DIP": metrics.psnr(result.ema, tensor(x)), "DIP seconds": result.seconds}
 
 
+def rounded(row: dict) -> dict:
+    return {k: f"{v:.3f}" if isinstance(v, float) else v for k, v in row.items()}
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--pictures", nargs="+", required=True)
@@ -126,18 +137,25 @@ def main() -> None:
     p.add_argument("--widths", type=int, nargs="*", default=[32, 64, 128])
     p.add_argument("--share", type=float, default=1.0, help="of the oracle's iterations")
     p.add_argument("--dip", action="store_true")
+    p.add_argument("--again", action="store_true", help="redo what was automatic, keep the rest")
     p.add_argument("--threads", type=int)
     p.add_argument("--csv", type=Path, required=True)
     args = p.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     rows = list(csv.DictReader(args.csv.open())) if args.csv.exists() else []
-    done = {(r["picture"], r["noise"]) for r in rows}
+    done = {(r["picture"], r["noise"]): r for r in rows}
     for item in (item for word in args.pictures for item in data.resolve(word)):
         name = f"{item.path.parent.name}/{item.name}"
-        if (name, args.noise) in done:
+        before = done.get((name, args.noise))
+        if before and not args.again:
             continue
         y, x = noisy(item, args.noise, args.crop)
+        if before:
+            before |= rounded(automatic(y, x))
+            print(before, flush=True)
+            write(args.csv, rows)
+            continue
         row = {"picture": name, "noise": args.noise}
         row["noisy"] = metrics.psnr(tensor(y), tensor(x))
         row["sigma"] = args.noise if args.noise.isdigit() else ""
@@ -147,12 +165,9 @@ def main() -> None:
             row |= oracle(y, x, args.widths, args.share)
         if args.dip:
             row |= dip(y, x, row["estimated"])
-        rows.append({k: f"{v:.3f}" if isinstance(v, float) else v for k, v in row.items()})
+        rows.append(rounded(row))
         print(rows[-1], flush=True)
-        with args.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(rows)
+        write(args.csv, rows)
 
 
 if __name__ == "__main__":
