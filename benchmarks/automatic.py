@@ -93,11 +93,16 @@ def oracle(y: np.ndarray, x: np.ndarray, widths: list[int], share: float) -> dic
 
 
 def peers(y: np.ndarray, x: np.ndarray, sigma: float) -> dict:
-    moved = np.moveaxis(y, 0, -1)
+    moved = np.moveaxis(y, 0, -1) if len(y) == 3 else y[0]
     s = max(sigma, 0.5) / 255
     found = {
         "NLM": denoise_nl_means(
-            moved, patch_size=5, patch_distance=6, h=0.8 * s, sigma=s, channel_axis=-1
+            moved,
+            patch_size=5,
+            patch_distance=6,
+            h=0.8 * s,
+            sigma=s,
+            channel_axis=-1 if len(y) == 3 else None,
         )
     }
     try:
@@ -105,10 +110,10 @@ def peers(y: np.ndarray, x: np.ndarray, sigma: float) -> dict:
     except ImportError:
         pass
     else:
-        colour = bm3d.bm3d_rgb if moved.shape[-1] == 3 else bm3d.bm3d
-        found["BM3D"] = np.asarray(colour(moved, s)).reshape(moved.shape)
-    back = {k: np.moveaxis(v, -1, 0).astype(np.float32) for k, v in found.items()}
-    return {k: metrics.psnr(tensor(v), tensor(x)) for k, v in back.items()}
+        apply = bm3d.bm3d_rgb if len(y) == 3 else bm3d.bm3d
+        found["BM3D"] = np.asarray(apply(moved, s)).reshape(moved.shape)
+    back = {k: np.moveaxis(np.atleast_3d(v), -1, 0) for k, v in found.items()}
+    return {k: metrics.psnr(tensor(v.clip(0, 1)), tensor(x)) for k, v in back.items()}
 
 
 def dip(y: np.ndarray, x: np.ndarray, sigma: float) -> dict:

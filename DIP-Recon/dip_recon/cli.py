@@ -155,7 +155,7 @@ def _denoising_flags(command: argparse.ArgumentParser) -> None:
     chosen = command.add_argument_group("what is chosen from the picture, unless told")
     chosen.add_argument("--sigma", type=float, help="noise level, 0-255")
     chosen.add_argument("--width", type=int, help="of the network: 32, 64, 128")
-    chosen.add_argument("--stopping", help="AMNS, SMNS, ES-WMV, ES-EMV or none")
+    chosen.add_argument("--stopping", help="held-out, AMNS, SMNS, ES-WMV, ES-EMV or none")
     tiles = command.add_argument_group("tiles")
     tiles.add_argument(
         "--tile", type=int, metavar="PIXELS",
