@@ -129,6 +129,51 @@ def test_folders_stacks_and_more(tmp_path, picture, capsys):
     assert (tmp_path / "in" / "a_denoised.png").is_file()
 
 
+def test_a_draft_is_no_part_of_a_full_run(tmp_path, picture):
+    noisy = add_gaussian(picture(3, (40, 36)), 25, np.random.RandomState(7))
+    images.save_png(tmp_path / "x.png", noisy)
+    words = ["denoise", tmp_path / "x.png", "-o", tmp_path / "out.png", "--keep", tmp_path / "keep"]
+    assert run(*words, "--draft") == 0
+    assert run(*words) == 2
+    assert run(*words, "--draft") == 0
+
+
+def test_what_uses_little_of_its_range_is_stretched(tmp_path, picture, capsys):
+    """12 bits in 16, as microscopes store them."""
+    noisy = add_gaussian(picture(1, (40, 36)), 25, np.random.RandomState(7))
+    tifffile.imwrite(tmp_path / "x.tif", (noisy[0] * 4095).astype(np.uint16))
+    assert run("denoise", tmp_path / "x.tif", "-o", tmp_path / "out.tif") == 0
+    said = capsys.readouterr().out
+    assert "uses 6.2% of its range" in said and "no noise" not in said
+    before, after = (tifffile.imread(tmp_path / f"{name}.tif") for name in ("x", "out"))
+    assert not np.array_equal(before, after) and after.max() <= 4095
+    assert abs(after.mean() / before.mean() - 1) < 0.1
+
+
+def test_known_pixels_of_a_palette_stay(tmp_path, picture):
+    rgb = Image.fromarray((np.moveaxis(picture(3, (40, 36)), 0, -1) * 255).astype(np.uint8))
+    rgb.quantize(16).save(tmp_path / "palette.png")
+    mask = np.ones((1, 40, 36), np.float32)
+    mask[:, :10] = 0
+    images.save_png(tmp_path / "mask.png", mask)
+    out = tmp_path / "out.png"
+    words = ["inpaint", tmp_path / "palette.png", "--mask", tmp_path / "mask.png", "-o", out]
+    assert run(*words) == 0
+    before, after = (images.read(p).data for p in (tmp_path / "palette.png", out))
+    assert np.array_equal(before[:, 10:], after[:, 10:])
+
+
+def test_several_pictures_need_a_folder(tmp_path, picture, capsys):
+    noisy = add_gaussian(picture(3, (40, 36)), 25, np.random.RandomState(7))
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b"):
+        images.save_png(tmp_path / "in" / f"{name}.png", noisy)
+    assert run("denoise", tmp_path / "in" / "a.png", tmp_path / "in" / "b.png") == 2
+    assert "--output FOLDER" in capsys.readouterr().err
+    assert run("denoise", tmp_path / "in") == 0
+    assert len(list((tmp_path / "in_denoised").iterdir())) == 2
+
+
 def test_what_has_no_noise_stays(tmp_path, capsys):
     flat = np.full((3, 40, 36), 0.4, np.float32)
     images.save_png(tmp_path / "flat.png", flat)

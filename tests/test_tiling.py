@@ -247,6 +247,28 @@ def test_a_tiff_is_denoised_by_windows(tmp_path, capsys, monkeypatch):
     assert "is there already" in capsys.readouterr().err
 
 
+def test_a_tile_stays_as_near_its_pixels_as_the_noise(tmp_path, capsys):
+    noisy = ramp((90, 70))[0] + 0.05 * np.random.RandomState(0).randn(90, 70)
+    tifffile.imwrite(tmp_path / "in.tif", (255 * noisy.clip(0, 1)).astype(np.uint8))
+    words = ["denoise", str(tmp_path / "in.tif"), "-o", str(tmp_path / "out.tif"), *TILES, *FAST]
+    assert command(words) == 0  # 8 iterations have hardly begun
+    before, after = (tifffile.imread(tmp_path / f"{n}.tif").astype(float) for n in ("in", "out"))
+    assert 0 < np.sqrt(np.square(before - after).mean()) < 1.2 * 0.05 * 255
+    assert command(words) == 2 and "--overwrite" in capsys.readouterr().err
+    assert command([*words, "--overwrite"]) == 0
+
+
+def test_a_clean_picture_is_copied_by_windows(tmp_path, capsys):
+    clean = (ramp((90, 70))[0] * 255).astype(np.uint8)
+    clean[:] = clean[40, 30]
+    tifffile.imwrite(tmp_path / "in.tif", clean)
+    words = ["denoise", str(tmp_path / "in.tif"), "-o", str(tmp_path / "out.tif"), *TILES, *FAST]
+    assert command(words) == 0
+    assert "unchanged" in capsys.readouterr().out
+    assert np.array_equal(tifffile.imread(tmp_path / "out.tif"), clean)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.tif", "out.tif"]
+
+
 def test_a_zarr_is_denoised_by_windows(tmp_path):
     zarr = pytest.importorskip("zarr")
     array = zarr.create_array(tmp_path / "in.zarr", shape=(60, 70), dtype="uint8", chunks=(32, 32))

@@ -92,17 +92,23 @@ def denoise(
     if uncertainty and runs < 2:
         raise UserError("uncertainty=True: give runs=2 or more")
     given = _options(options | ({} if sigma is None else {"sigma": sigma}), auto.DENOISING)
-    job = tasks.Job("picture", Problem.denoising(tasks.tensor(data)), data, "")
+    draft = draft and min(data.shape[1:]) >= own.DRAFT
+    most = own.span(data)
+    job = own.job_of_array(data / most)
+    if given.get("sigma"):
+        given["sigma"] /= most
     small = own.halved(job) if draft else job
     if draft and given.get("sigma"):
         given["sigma"] /= 2  # what 2×2 means leave of it
     choice = auto.denoising(small.problem.y[0].numpy(), given)
-    done = own.denoise(job, choice, _fitter(progress, back, data.shape[1:]), runs, draft)
-    restored = picture.copy() if choice.clean else back(done.picture)
+    done = own.denoise(
+        job, choice, _fitter(progress, lambda x: back(x * most), data.shape[1:]), runs, draft
+    )
+    restored = picture.copy() if choice.clean else back(done.picture * most)
     if not uncertainty:
         return restored
     spread = done.disagreement if done.disagreement is not None else np.zeros(data.shape[1:])
-    return restored, (spread * _top(picture)).astype(np.float32)
+    return restored, (spread * most * _top(picture)).astype(np.float32)
 
 
 def inpaint(

@@ -16,7 +16,6 @@ from scipy.ndimage import gaussian_filter
 from . import noise
 from .errors import UserError
 from .options import DenoisingOptions
-from .prepare import resolve
 
 SMALLEST = 8  # pixels a side
 WHOLE = 192  # pixels a side up to which a picture is fitted as a whole
@@ -124,11 +123,6 @@ def denoising(y: np.ndarray, given: dict | None = None) -> Choice:
     return Choice(options, deviation, sigma, clean, reasons, measured)
 
 
-def filled(o: DenoisingOptions) -> DenoisingOptions:
-    """With the network's own defaults, as a fit wants them."""
-    return resolve(o)[0]
-
-
 def describe(o: DenoisingOptions) -> str:
     """The network and the rule in words."""
     width = f"{o.model_type} of width {o.dim[0]}" if o.dim else o.model_type
@@ -140,18 +134,3 @@ def describe(o: DenoisingOptions) -> str:
     if o.stopping in ("fixed", "none"):
         return f"{width}, {o.num_iters} iterations"
     return f"{width}, stopped by {o.stopping}"
-
-
-def drawn_back(restored: np.ndarray, y: np.ndarray, deviation: float) -> tuple[np.ndarray, float]:
-    """``restored`` no further from ``y`` than noise of ``deviation`` (0–255) would be.
-
-    Where the RMS r between the two exceeds the noise's s, more was lost than noise, and of all
-    mixtures y + w (restored − y) the one with w = s²/r² has the least expected error as long as
-    the loss has nothing to do with the noise (Stein's shrinkage towards y); a twentieth more than
-    the noise is let pass. Returns it and w.
-    """
-    r = 255 * float(np.sqrt(np.square(restored - y, dtype=np.float64).mean()))
-    if r <= 1.05 * deviation:
-        return restored, 1.0
-    w = (1.05 * deviation / r) ** 2
-    return (y + np.float32(w) * (restored - y)).astype(np.float32), w

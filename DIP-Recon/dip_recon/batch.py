@@ -25,7 +25,8 @@ LONG = 1024**2  # pixels from which finished tiles are kept beside the output, a
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the user said. given: options of the fit that are not to be chosen."""
+    """What the user said. given: options of the fit that are not to be chosen; several: whether the
+    results go to a folder."""
 
     given: dict
     draft: bool = False
@@ -36,6 +37,7 @@ class Wishes:
     tile: int | None = None
     overlap: int | None = None
     cluster: Cluster = field(default_factory=Cluster)
+    several: bool = False
 
 
 def expand(words: list[str]) -> list[Path]:
@@ -59,12 +61,18 @@ def expand(words: list[str]) -> list[Path]:
     return list(found)
 
 
-def outputs(pictures: list[Path], output: Path | None, into_folder: bool) -> list[Path]:
+def outputs(
+    pictures: list[Path], output: Path | None, into_folder: bool, folder_given: bool = False
+) -> list[Path]:
     """Where each result goes: ``output``, or in it where it is a folder.
 
-    Without one, NAME_denoised beside a single picture, and a folder ``denoised`` for several.
+    Without one, NAME_denoised beside a single picture or a folder; more must be told.
     Raises UserError where a result would replace a picture, or two would be one file.
     """
+    if into_folder and output is None:
+        if not folder_given:
+            raise UserError("several pictures: say where they go by --output FOLDER")
+        output = pictures[0].parent.with_name(f"{pictures[0].parent.resolve().name}_denoised")
     if not into_folder and output is None:
         places = [pictures[0].with_name(f"{pictures[0].stem}_denoised{_suffix(pictures[0])}")]
     elif not into_folder and not (output.is_dir() and output.suffix.lower() != ".zarr"):
@@ -72,7 +80,7 @@ def outputs(pictures: list[Path], output: Path | None, into_folder: bool) -> lis
             raise UserError(f"--output {output}: give a file's name")
         places = [output]
     else:
-        folder = Path("denoised") if output is None else output
+        folder = output
         if (folder.exists() and not folder.is_dir()) or images.is_picture_name(folder):
             raise UserError(f"--output {folder}: give a folder for several pictures")
         places = [folder / f"{p.stem}{_suffix(p)}" for p in pictures]
@@ -96,7 +104,9 @@ def denoise(words: list[str], output: Path | None, wishes: Wishes, say: Callable
     """Denoise all that ``words`` mean. Raises UserError, before anything is written if it can."""
     pictures = expand(words)
     into_folder = pictures != [Path(words[0])] or len(words) > 1
-    places = outputs(pictures, output, into_folder)
+    folder_given = len(words) == 1 and Path(words[0]).is_dir()
+    places = outputs(pictures, output, into_folder, folder_given)
+    wishes.cluster.check()
     for picture in pictures:
         if not picture.exists():
             raise UserError(f"{picture}: there is no such file; check the path")
@@ -110,14 +120,15 @@ def denoise(words: list[str], output: Path | None, wishes: Wishes, say: Callable
         if into_folder and place.exists() and not wishes.overwrite:
             say(f"{place}: is there already, kept; --overwrite does it again")
             continue
-        keep = wishes.keep / picture.stem if wishes.keep and into_folder else wishes.keep
+        keep = wishes.keep / picture.name if wishes.keep and into_folder else wishes.keep
         try:
-            _one(picture, place, replace(wishes, keep=keep), say)
-        except UserError as error:
+            _one(picture, place, replace(wishes, keep=keep, several=into_folder), say)
+        except (UserError, FloatingPointError, MemoryError) as error:
             if len(pictures) == 1:
                 raise
             failed += 1
-            say(f"left out: {error}")
+            named = "" if isinstance(error, UserError) else f"{picture}: "
+            say(f"left out: {named}{error or type(error).__name__}")
     if failed:
         raise UserError(f"{failed} of {len(pictures)} pictures were left out, as said above")
 
@@ -137,10 +148,9 @@ def _one(picture: Path, place: Path, wishes: Wishes, say: Callable) -> None:
     if math.prod(job.problem.size) > LONG and not wishes.draft and wishes.runs == 1:
         _by_tiles(picture, place, wishes, say)
         return
-    choice = _chosen(job, wishes, say)
-    done = _fit(job, choice, wishes)
+    done = _restored(job, wishes, say)
     images.write(place, done.picture, like=job.like)
-    _tell(place, done, say)
+    _tell(place, done, wishes.several, say)
 
 
 def _frames(picture: Path, place: Path, count: int, wishes: Wishes, say: Callable) -> None:
@@ -150,20 +160,35 @@ def _frames(picture: Path, place: Path, count: int, wishes: Wishes, say: Callabl
     with FrameWriter(place, count) as writer:
         for index in range(count):
             job = own.job_of(read_frame(picture, index), f"{picture.stem} frame {index + 1}")
-            choice = _chosen(job, wishes, say)
             keep = wishes.keep / f"{index:04d}" if wishes.keep else None
-            done = _fit(job, choice, replace(wishes, keep=keep))
+            done = _restored(job, replace(wishes, keep=keep), say)
             writer.write(done.picture, like=job.like)
     say(f"{place}: {count} frames")
 
 
-def _chosen(job, wishes: Wishes, say: Callable) -> auto.Choice:
+def _restored(job, wishes: Wishes, say: Callable) -> own.Denoised:
+    """Choose, carry out, and put back to the range the picture had."""
+    draft = wishes.draft and min(job.problem.size) >= own.DRAFT
+    wishes = replace(wishes, draft=draft)
+    most = own.span(job.problem.y.numpy())
+    job = own.stretched(job, most)
+    done = _fit(job, _chosen(job, most, wishes, say), wishes)
+    spread = done.disagreement
+    spread = None if spread is None else spread * np.float32(most)
+    return replace(done, picture=done.picture * np.float32(most), disagreement=spread)
+
+
+def _chosen(job, most: float, wishes: Wishes, say: Callable) -> auto.Choice:
     y = own.halved(job).problem.y if wishes.draft else job.problem.y
     given = dict(wishes.given)
-    if wishes.draft and "sigma" in given:  # means of 2×2 pixels have half the noise
-        given["sigma"] /= 2
+    if "sigma" in given:  # of the stretched picture, and of means of 2×2 pixels
+        given["sigma"] /= most * (2 if wishes.draft else 1)
+    if most < 1:
+        say(f"{job.name}: uses {most:.1%} of its range; levels are of what it uses")
     choice = auto.denoising(y[0].numpy(), given)
     _explain(job.name, choice, wishes, say)
+    if not wishes.cluster.here and not choice.options.tile:
+        say(f"{job.name}: fitted here as a whole; --workers and --scheduler are for tiles")
     return choice
 
 
@@ -185,12 +210,12 @@ def _fit(job, choice: auto.Choice, wishes: Wishes) -> own.Denoised:
         return own.denoise(job, choice, fit_one, wishes.runs, wishes.draft)
 
 
-def _tell(place: Path, done: own.Denoised, say: Callable) -> None:
+def _tell(place: Path, done: own.Denoised, several: bool, say: Callable) -> None:
     say(f"{place}: {done.told}")
     for note in done.notes:
         say(f"  {note}")
     if done.disagreement is not None:
-        path = place.with_name(f"{place.stem}_uncertainty.png")
+        path = place.with_name(f"{place.name if several else place.stem}_uncertainty.png")
         most = max(float(done.disagreement.max()), 1e-6)
         images.save_png(path, done.disagreement[None] / most)
         say(f"{path}: how far the runs disagree; white is a deviation of {255 * most:.1f} of 255")
@@ -201,19 +226,15 @@ def _by_tiles(picture: Path, place: Path, wishes: Wishes, say: Callable) -> None
         raise UserError(
             "--draft, --best: not by tiles; leave out --tile, or take a smaller picture"
         )
-    more = {
-        "tile": wishes.tile or auto.TILE,
-        "overlap": 16 if wishes.overlap is None else wishes.overlap,
-    }
+    given = {"tile": wishes.tile or auto.TILE, **wishes.given}
+    given["overlap"] = 16 if wishes.overlap is None else wishes.overlap
 
-    def choose(sample: np.ndarray) -> DenoisingOptions:
-        choice = auto.denoising(sample, wishes.given)
+    def choose(sample: np.ndarray) -> tuple[DenoisingOptions | None, float]:
+        choice = auto.denoising(sample, given)
         _explain(picture.name, choice, wishes, say)
-        if choice.clean:
-            raise UserError(f"{picture}: there is no noise to take away; or tell it by --sigma")
-        return replace(choice.options, **more)
+        return None if choice.clean else choice.options, choice.deviation
 
     keep = wishes.keep or place.with_name(f".{place.name}.tiles")
-    say(denoise_file(picture, place, choose, wishes.cluster, keep))
+    say(denoise_file(picture, place, choose, wishes.cluster, keep, wishes.overwrite))
     if wishes.keep is None:
-        shutil.rmtree(keep)
+        shutil.rmtree(keep, ignore_errors=True)

@@ -140,7 +140,7 @@ def _denoising_flags(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     command.add_argument(
         "-o", "--output", type=Path,
-        help="file to write, or folder (PICTURE_denoised; for several the folder ./denoised)",
+        help="file to write, or folder (PICTURE_denoised, FOLDER_denoised)",
     )  # fmt: skip
     how = command.add_mutually_exclusive_group()
     how.add_argument("--draft", action="store_true", help="a coarser picture, much sooner")
@@ -159,14 +159,12 @@ def _denoising_flags(command: argparse.ArgumentParser) -> None:
     tiles = command.add_argument_group("tiles")
     tiles.add_argument(
         "--tile", type=int, metavar="PIXELS",
-        help="restore tiles of this size, such as 128; large TIFF and Zarr are tiled anyway",
+        help="restore tiles of this size; by itself 128 beyond 192 pixels a side",
     )  # fmt: skip
     tiles.add_argument("--overlap", type=int, metavar="PIXELS", help="on each side (16)")
     tiles.add_argument("--workers", type=int, metavar="N", help="processes that restore them (1)")
     tiles.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster")
-    command.add_argument(
-        "--overwrite", action="store_true", help="do pictures of a folder again that are done"
-    )
+    command.add_argument("--overwrite", action="store_true", help="do again what is done")
 
 
 def main(argv: list[str] | None = None) -> int:

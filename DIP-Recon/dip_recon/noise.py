@@ -83,6 +83,21 @@ def texture(y: np.ndarray, deviation: float) -> float:
     return float(np.sqrt(max(power, 0.0)) * 255 / deviation)
 
 
+def drawn_back(restored: np.ndarray, y: np.ndarray, deviation: float) -> tuple[np.ndarray, float]:
+    """``restored`` no further from ``y`` than noise of ``deviation`` (0–255) would be.
+
+    Where the RMS r between the two exceeds the noise's s, more was lost than noise, and of all
+    mixtures y + w (restored − y) the one with w = s²/r² has the least expected error as long as
+    the loss has nothing to do with the noise (Stein's shrinkage towards y); a twentieth more than
+    the noise is let pass. Returns it and w.
+    """
+    r = 255 * float(np.sqrt(np.square(restored - y, dtype=np.float64).mean()))
+    if r <= 1.05 * deviation:
+        return restored, 1.0
+    w = (1.05 * deviation / r) ** 2
+    return (y + np.float32(w) * (restored - y)).astype(np.float32), w
+
+
 PATCHES = 60_000  # that the noise level is told from, at most
 
 

@@ -49,7 +49,29 @@ def job_of(picture: images.Picture, name: str, digest: str | None = None) -> Job
     """The same for a picture that was read already; digest: the SHA-256 of its file."""
     problem = Problem.denoising(tensor(picture.data), name=name)
     digest = digest or hashlib.sha256(picture.data.tobytes()).hexdigest()
-    return Job(name, problem, picture.data, digest, picture)
+    return Job(name, problem, picture.data, digest, _like(picture))
+
+
+def _like(picture: images.Picture) -> images.Picture:
+    """What a result is to be stored like: as it was, but a palette would change its colours."""
+    if picture.kind.space != "palette":
+        return picture
+    space = "grey" if len(picture.data) == 1 else "rgb"
+    return replace(picture, kind=replace(picture.kind, space=space))
+
+
+def span(y: np.ndarray) -> float:
+    """The largest value of ``y``, where it uses less than half of its range, else 1.
+
+    12 bits in 16, or a dark picture: stretched by it the noise is as strong as it looks.
+    """
+    most = float(y.max(initial=0))
+    return most if 0 < most < 0.5 else 1.0
+
+
+def stretched(job: Job, most: float) -> Job:
+    """The noisy picture divided by ``most``."""
+    return replace(job, problem=Problem.denoising(job.problem.y / most, name=job.name))
 
 
 def job_of_array(y: np.ndarray) -> Job:
@@ -57,6 +79,7 @@ def job_of_array(y: np.ndarray) -> Job:
     return Job("picture", Problem.denoising(tensor(y)), y, "")
 
 
+DRAFT = 32  # pixels a side from which a draft is made at half the size
 FitOne = Callable[[Job, Options, str], np.ndarray]
 
 
@@ -95,7 +118,7 @@ def denoise(
         pictures.append(_with_detail(found, y) if draft else found)
     mean = pictures[0] if runs == 1 else np.mean(pictures, axis=0, dtype=np.float32)
     # a draft has put back by itself what is not noise
-    restored, weight = (mean, 1.0) if draft else auto.drawn_back(mean, y, choice.deviation)
+    restored, weight = (mean, 1.0) if draft else noise.drawn_back(mean, y, choice.deviation)
     notes = []
     if weight < 0.9:
         notes.append(
@@ -111,7 +134,8 @@ def denoise(
 def halved(job: Job) -> Job:
     """The same picture at half the size, by 2×2 means."""
     y = functional.avg_pool2d(job.problem.y, 2, ceil_mode=True, count_include_pad=False)
-    return replace(job, problem=Problem.denoising(y, name=job.name), seen=y[0].numpy(), like=None)
+    problem, digest = Problem.denoising(y, name=job.name), f"{job.digest}, halved"
+    return replace(job, problem=problem, seen=y[0].numpy(), digest=digest, like=None)
 
 
 def _with_detail(half: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -158,7 +182,8 @@ def inpainting(path: Path, mask_path: Path | None = None, missing: str | None = 
     A = operators.Mask(mask)
     y = A(tensor(picture.data))
     problem = Problem(y, A, picture.size, name=path.stem)
-    return Job(path.stem, problem, y[0].numpy(), digest + mask_digest, picture, keep_known=True)
+    like = _like(picture)
+    return Job(path.stem, problem, y[0].numpy(), digest + mask_digest, like, keep_known=True)
 
 
 def super_resolution(path: Path, factor: int) -> Job:
@@ -168,7 +193,7 @@ def super_resolution(path: Path, factor: int) -> Job:
     picture, digest = _read(path)
     size = tuple(factor * n for n in picture.size)
     problem = Problem(tensor(picture.data), operators.Downsample(factor), size, name=path.stem)
-    return Job(path.stem, problem, enlarge(picture.data, size), digest, picture)
+    return Job(path.stem, problem, enlarge(picture.data, size), digest, _like(picture))
 
 
 def restore(
@@ -182,7 +207,9 @@ def restore(
     options, _ = resolve(replace(options, **given))
     options.validate()
     run = Run(folder)
-    config = configuration(options, job, *Cluster().choose(options.device, options.precision))
+    cluster = cluster or Cluster()
+    where = cluster if getattr(options, "tile", 0) else Cluster()
+    config = configuration(options, job, *where.choose(options.device, options.precision))
     try:
         run.check(config, NOT_IN_THE_NUMBERS, resume=True, overwrite=False)
     except UserError as error:
@@ -191,7 +218,6 @@ def restore(
         ) from error
     models.check_size(options.model_type, **network_settings(job, options))
     check_free("--keep", run)
-    cluster = cluster or Cluster()
     switches = Switches(resume=True, workers=cluster.workers, scheduler=cluster.scheduler)
     return run_one(job, run, options, switches, lambda line: None)
 

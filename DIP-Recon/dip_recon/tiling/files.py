@@ -35,13 +35,16 @@ def is_large(path: Path) -> bool:
 def denoise_file(
     path: Path,
     output: Path,
-    choose: Callable[[np.ndarray], DenoisingOptions],
+    choose: Callable[[np.ndarray], tuple[DenoisingOptions | None, float]],
     cluster: Cluster,
     keep: Path,
+    overwrite: bool = False,
 ) -> str:
     """Denoise a picture of any size by tiles, from file to file; returns what to print of it.
 
-    choose: the options, ``tile`` and ``overlap`` among them, for a sample [C, h, w] of the picture.
+    choose: the options, ``tile`` and ``overlap`` among them, for a sample [C, h, w] of the picture,
+        and the noise level (0–255) that no tile is to go beyond; None for a picture to be left as
+        it is. overwrite: replace ``output``.
     Finished tiles stay in ``keep`` until the result is written: the same command goes on there.
     A TIFF or Zarr is read and written by windows, so that memory does not grow with the picture.
     """
@@ -49,11 +52,20 @@ def denoise_file(
     with large.open_source(path) as source:
         if source.channels not in (1, 3):
             raise UserError(f"{path}: has {source.channels} channels; grey or colour is wanted")
-        options, _ = resolve(choose(source.read(*_middle(source.size))))
+        if output.exists() and not overwrite:
+            raise UserError(f"{output}: is there already; choose another --output, or --overwrite")
+        options, level = choose(source.read(*_middle(source.size)))
+        alpha = source if source.has_alpha else None
+        kind = {"size": source.size, "channels": source.channels, "kind": source.kind}
+        kind |= {"alpha": alpha, "overwrite": overwrite}
+        if options is None:
+            with large.create_sink(output, **kind) as sink:
+                for top, bottom, left, right in Layout(source.size, SAMPLE, 0).windows():
+                    sink.write(top, left, source.read(top, bottom, left, right))
+            return f"{output}: unchanged"
+        options, _ = resolve(options)
         options.validate()
         layout = Layout(source.size, options.tile, options.overlap)
-        if output.exists():
-            raise UserError(f"{output}: is there already; choose another --output, or remove it")
         stat = path.stat()
         identity = {"picture": str(path.resolve()), "bytes": stat.st_size, "time": stat.st_mtime_ns}
         device, precision = cluster.choose(options.device, options.precision)
@@ -67,18 +79,14 @@ def denoise_file(
                 "another --keep"
             ) from error
         check_free("--keep", run)
-        tiles = Tiles(source, layout, keep / "tiles", options, name=path.name)
+        tiles = Tiles(source, layout, keep / "tiles", options, name=path.name, faithful=level)
         tiles.check()
         cluster.check()
         # made first, so that a full disk or a bad name shows before hours of fitting
-        alpha = source if source.has_alpha else None
-        large.create_sink(output, source.size, source.channels, source.kind, alpha=alpha).suspend()
+        large.create_sink(output, **kind).suspend()
         run.begin(config, overwrite=False)
         tiles.fit(cluster)
-        sink = large.create_sink(
-            output, source.size, source.channels, source.kind, alpha=alpha, resume=True
-        )
-        with sink:
+        with large.create_sink(output, **kind, resume=True) as sink:
             for (top, _, left, _), window in tiles.blended():
                 sink.write(top, left, window)
         counts = tiles.write_table(keep / "tiles.csv")

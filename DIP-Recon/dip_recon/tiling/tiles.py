@@ -24,7 +24,7 @@ from ..cluster import Cluster
 from ..errors import UserError
 from ..files import atomic
 from ..fit import choose, fit
-from ..noise import noise_level
+from ..noise import drawn_back, noise_level
 from ..options import METHOD_NOISE, Options
 from ..prepare import check_rules, network_settings, prepare
 from ..problem import Problem
@@ -45,6 +45,7 @@ class Task:
     sigma: float | None
     estimated: bool = False
     name: str = "tile"
+    faithful: float | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ def fit_tile(task: Task, cancelled: Callable[[], bool] | None = None) -> Fitted:
     state = prepare(job, o, *choose(o.device, o.precision))
     result = fit(state, o.num_iters, [watch])
     picture = result.restored[0].float().cpu().numpy()
+    if task.faithful is not None:
+        picture, _ = drawn_back(picture, task.y, task.faithful)
     stop = result.stop_iteration, result.stopped_by_rule
     return Fitted(picture, result.iterations, *stop, result.seconds)
 
@@ -88,6 +91,8 @@ class Tiles:
         on the worker.
     sigma: noise level on the 0–255 scale; where it is not known, method-noise stopping goes by one
         estimated from many tiles.
+    faithful: noise level (0–255) that no restored tile is to be further from its pixels than; see
+        ``noise.drawn_back``.
     """
 
     def __init__(
@@ -98,10 +103,11 @@ class Tiles:
         o: Options,
         sigma: float | None = None,
         name: str = "picture",
+        faithful: float | None = None,
     ) -> None:
         self.source, self.layout, self.folder = source, layout, Path(folder)
-        self.options, self.name = o, name
-        self.sigma = sigma or o.sigma
+        self.options, self.name, self.faithful = o, name, faithful
+        self.sigma = o.sigma or sigma
         self.estimated = self.sigma is None and o.stopping in METHOD_NOISE
         if self.estimated:
             self.sigma = self._estimate()
@@ -164,7 +170,7 @@ class Tiles:
     def _task(self, tile: Tile) -> Task:
         y = self.layout.read(tile, self.source)
         name = f"{self.name}, tile {tile.index}"
-        return Task(tile, y, self.options, self.sigma, self.estimated, name)
+        return Task(tile, y, self.options, self.sigma, self.estimated, name, self.faithful)
 
     def load(self, tile: Tile) -> Fitted:
         """A finished tile. Raises UserError if its file is damaged."""
