@@ -153,11 +153,13 @@ def main() -> None:
     for item in (item for word in args.pictures for item in data.resolve(word)):
         name = f"{item.path.parent.name}/{item.name}"
         before = done.get((name, args.noise))
-        if before and not args.again:
+        if before and not args.again and (before["DIP"] or not args.dip):
             continue
         y, x = noisy(item, args.noise, args.crop)
         if before:
-            before |= rounded(automatic(y, x))
+            before |= rounded(automatic(y, x)) if args.again else {}
+            if args.dip and not before["DIP"]:
+                before |= rounded(dip(y, x, float(before["estimated"])))
             print(before, flush=True)
             write(args.csv, rows)
             continue
