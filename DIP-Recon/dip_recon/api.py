@@ -93,6 +93,7 @@ def denoise(
         raise UserError("uncertainty=True: give runs=2 or more")
     given = _options(options | ({} if sigma is None else {"sigma": sigma}), auto.DENOISING)
     draft = draft and min(data.shape[1:]) >= own.DRAFT
+    given = (own.DRAFTED if draft else {}) | given
     most = own.span(data)
     job = own.job_of_array(data / most)
     if given.get("sigma"):

@@ -180,7 +180,7 @@ def _restored(job, wishes: Wishes, say: Callable) -> own.Denoised:
 
 def _chosen(job, most: float, wishes: Wishes, say: Callable) -> auto.Choice:
     y = own.halved(job).problem.y if wishes.draft else job.problem.y
-    given = dict(wishes.given)
+    given = (own.DRAFTED if wishes.draft else {}) | wishes.given
     if "sigma" in given:  # of the stretched picture, and of means of 2×2 pixels
         given["sigma"] /= most * (2 if wishes.draft else 1)
     if most < 1:

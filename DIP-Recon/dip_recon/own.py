@@ -80,6 +80,7 @@ def job_of_array(y: np.ndarray) -> Job:
 
 
 DRAFT = 32  # pixels a side from which a draft is made at half the size
+DRAFTED = {"dim": [32], "num_iters": 500}  # of a draft, unless told
 FitOne = Callable[[Job, Options, str], np.ndarray]
 
 
