@@ -192,7 +192,7 @@ def test_every_figure_in_miniature(path, tmp_path, picture, capsys):
     assert status == 0, said.out + said.err
     [name] = load(path).figures
     for suffix in (".png", ".pdf", ".csv"):
-        assert (tmp_path / "out" / "figures" / f"{name}{suffix}").stat().st_size > 200
+        assert (tmp_path / "out" / "figures" / f"{name}{suffix}").stat().st_size > 100
     assert (tmp_path / "out" / "table.md").read_text().startswith("|")
 
 
