@@ -128,6 +128,16 @@ def test_a_flat_or_tiny_picture_has_no_noise_level():
         assert math.isfinite(noise.noise_level(np.random.RandomState(0).rand(1, *size)))
 
 
+def test_texture_of_all_directions_is_not_taken_for_noise():
+    rng = np.random.RandomState(3)
+    h, w = np.mgrid[0.3:0.7:128j, 0.3:0.7:128j]
+    clean = np.stack([h, w, (h + w) / 2])
+    clean[:, :, 40:] += rng.normal(0, 30 / 255, (3, 128, 88))  # no direction is free of it
+    y = noise.add_gaussian(clean, 10, np.random.RandomState(7))
+    assert noise.noise_level(y) == pytest.approx(10, rel=0.1)
+    assert noise.noise_level(y[:, :, 40:]) > 25, "where it is everywhere nothing tells it"
+
+
 def test_noise_by_brightness():
     h = np.linspace(0.1, 0.8, 160, dtype=np.float32)[None, :, None].repeat(160, 2)
     rng = np.random.RandomState(7)
