@@ -166,6 +166,11 @@ def test_folders_stacks_and_more(tmp_path, picture, capsys):
     assert run("denoise", tmp_path / "stack.tif", "-o", tmp_path / "out.tif", "--explain") == 0
     assert "in the flattest places" in capsys.readouterr().out
     assert tifffile.imread(tmp_path / "out.tif").shape == frames.shape
+    words = ["-o", tmp_path / "out.tif", "--overwrite", "--runs", 2, "--iterations", 2]
+    assert run("denoise", tmp_path / "stack.tif", *words) == 0
+    spread = tifffile.imread(tmp_path / "out_uncertainty.tif")
+    assert spread.shape == frames.shape[:3] and spread.dtype == np.float32
+    assert 0 < spread.max() < 0.5
     one = tmp_path / "in" / "a.png"
     assert run("denoise", one, "-o", tmp_path / "best.png", "--runs", 2) == 0
     assert images.read(tmp_path / "best_uncertainty.png").data.max() == 1
