@@ -84,12 +84,17 @@ def _differing(runs: list[Record]) -> dict[Record, str]:
 
 
 def _names(records: Iterable[Record]) -> dict[Record, str]:
-    """A name for each run's link: task, method and picture as its folder has them, each once."""
+    """A name for each run's link: task, method and picture as its folders have them, each once.
+
+    Folders further up say where somebody keeps files, and stay out of it.
+    """
     names: dict[Record, str] = {}
     taken: dict[str, int] = {}
     for record in records:
-        place = "-".join(record.run.folder.resolve().parts[-3:])
-        name = re.sub(r"[^A-Za-z0-9_.-]+", "_", place)
+        *_, task, method, picture = ("", "", *record.run.folder.resolve().parts)
+        if task != _task(record) or not method.startswith(record.network):
+            task, method = _task(record), record.network
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "_", f"{task}-{method}-{picture}")
         taken[name] = taken.get(name, 0) + 1
         names[record] = name if taken[name] == 1 else f"{name}~{taken[name]}"
     return names
@@ -153,7 +158,7 @@ def _moments(record: Record, pictures: Pictures, restored: str | None) -> list[d
         for at, path in record.run.snapshots().items()
         if at != stop or not restored
     ]
-    if moments and restored:
+    if moments and restored and stop is not None:
         psnr = _number(record, "psnr_stopped")
         moments.append({"at": stop, "src": restored, "psnr": psnr, "result": True})
     return sorted(moments, key=lambda moment: moment["at"])

@@ -17,7 +17,7 @@ from .pictures import Pictures
 
 HERE = Path(__file__).parent
 MARKER = '<meta name="generator" content="dip-recon report">'  # by it a page of ours is known
-OURS = {"index.html", "data.js", "assets", "pictures"}
+OURS = {"index.html", "data.js", "assets", "pictures", ".nojekyll"}
 
 
 def write(
@@ -50,6 +50,7 @@ def write(
         shutil.copytree(HERE / "assets", page / "assets")
         for name in ("page.css", "page.js"):
             shutil.copyfile(HERE / "page" / name, page / "assets" / name)
+        (page / ".nojekyll").touch()  # GitHub Pages: serve the files as they are
         runs = contents(records, Pictures(page))
         given = {"facets": FACETS, "runs": runs}
         (page / "data.js").write_text(f"window.dipRecon = {_json(given)};\n", encoding="utf-8")

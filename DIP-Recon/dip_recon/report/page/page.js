@@ -23,6 +23,11 @@
     return node;
   }
 
+  function bringIntoView(node) {
+    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    node.scrollIntoView({ behavior: still ? "auto" : "smooth" });
+  }
+
   const decibels = (value) => (value === null ? "" : `${value.toFixed(2)} dB`);
   const count = (value) => value.toLocaleString("en");
 
@@ -65,6 +70,7 @@
       select.replaceChildren(...values.map((value) => new Option(value || "–", value)));
       select.value = shown.run.facets[level];
       select.disabled = values.length === 1;
+      select.parentNode.hidden = values.length === 1 && !values[0]; // there is nothing to say
     });
   }
 
@@ -73,8 +79,6 @@
       const label = make("label", title);
       const select = make("select", undefined, { id: `facet-${level}` });
       label.append(select);
-      // what is the same in all runs is no choice
-      label.hidden = new Set(runs.map((run) => run.facets[level])).size === 1;
       select.addEventListener("change", () => choose(level, select.value));
       element("facets").append(label);
     });
@@ -203,8 +207,8 @@
 
   function showTiles() {
     const { tiles, size } = shown.run;
-    element("tiles").hidden = !tiles;
-    if (!tiles) return;
+    element("tiles").hidden = !tiles || !size;
+    if (!tiles || !size) return;
     const svg = (tag, attributes) => {
       const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
       for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
@@ -411,8 +415,6 @@
       if (!row || String(getSelection())) return; // a text being marked is no choice
       event.preventDefault();
       goTo(byId.get(row.dataset.run));
-      const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-      element("view").scrollIntoView({ behavior: still ? "auto" : "smooth" });
     });
   }
 
@@ -464,8 +466,18 @@
     });
     addEventListener("hashchange", () => {
       const wanted = readAddress();
-      if (wanted) show(wanted);
+      if (!wanted) return;
+      const another = wanted.run !== shown.run;
+      show(wanted);
+      const { top } = element("stage").getBoundingClientRect();
+      if (another && (top < -100 || top > innerHeight - 200)) bringIntoView(element("view"));
     });
+    for (const link of document.querySelectorAll("nav a")) {
+      link.addEventListener("click", (event) => { // the address goes on naming the run
+        event.preventDefault();
+        bringIntoView(document.querySelector(link.hash));
+      });
+    }
     new ResizeObserver(() => {
       const { clientWidth } = element("plot");
       if (plot && clientWidth && clientWidth !== plot.width) plot.setSize({ width: clientWidth, height: 300 });
