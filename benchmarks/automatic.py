@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "DIP-Recon"))
 
 import dip_recon
 from dip_recon import auto, data, metrics
+from dip_recon.files import atomic
 from dip_recon.fit import choose, fit
 from dip_recon.noise import texture
 from dip_recon.options import DenoisingOptions
@@ -60,14 +61,15 @@ def run(y: np.ndarray, o, watch=()):
     return fit(prepare(job, o, *choose(o.device, o.precision)), o.num_iters, watch)
 
 
-def automatic(y: np.ndarray, x: np.ndarray) -> dict:
+def automatic(y: np.ndarray, x: np.ndarray, **given) -> dict:
+    """What the command makes of ``y``, with the options ``given``."""
     taken = []
     began = time.perf_counter()
-    restored = dip_recon.denoise(np.moveaxis(y, 0, -1), progress=taken.append)
+    restored = dip_recon.denoise(np.moveaxis(y, 0, -1), progress=taken.append, **given)
     seconds = time.perf_counter() - began
     choice = auto.denoising(y)
     return {
-        "estimated": choice.sigma, "width": choice.options.dim[0],
+        "estimated": choice.sigma, "width": given.get("dim", choice.options.dim[0]),
         "texture": texture(y, choice.deviation), "iterations": len(taken), "seconds": seconds,
         "automatic": metrics.psnr(tensor(np.moveaxis(restored, -1, 0)), tensor(x)),
     }  # fmt: skip
@@ -127,9 +129,9 @@ def rounded(row: dict) -> dict:
     return {k: f"{v:.3f}" if isinstance(v, float) else v for k, v in row.items()}
 
 
-def write(path: Path, rows: list[dict]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
+def write(path: Path, rows: list[dict], columns: tuple[str, ...] = FIELDS) -> None:
+    with atomic(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
 

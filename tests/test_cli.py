@@ -93,6 +93,50 @@ def test_keep_leaves_a_run_folder_and_refuses_another_picture(tmp_path, picture,
     assert "--keep" in capsys.readouterr().err and out.read_bytes() == before
 
 
+def test_what_is_kept_is_not_done_again(tmp_path, picture, capsys, monkeypatch):
+    images.save_png(tmp_path / "a.png", picture(3))
+    words = [tmp_path / "a.png", "-o", tmp_path / "out.png", "--keep", tmp_path / "kept"]
+    assert run("denoise", *words, "--runs", 2) == 0
+    first = (tmp_path / "out.png").read_bytes()
+    for n in (1, 2):
+        assert (tmp_path / f"kept/run{n}/comparison.png").is_file()
+    (tmp_path / "kept/run2/result.json").unlink()
+    again = []
+    run_one = own.run_one
+    monkeypatch.setattr(own, "run_one", lambda *a, **k: again.append(a[1]) or run_one(*a, **k))
+    assert run("denoise", *words, "--runs", 2, "--overwrite") == 0
+    assert [r.folder.name for r in again] == ["run2"]
+    assert (tmp_path / "out.png").read_bytes() == first
+    (tmp_path / "kept/run1/restored.npy").write_bytes(b"no")
+    assert run("denoise", *words, "--runs", 2) == 2
+    assert "--keep" in capsys.readouterr().err
+
+
+def test_without_a_folder_to_keep_nothing_is_drawn(tmp_path, picture, monkeypatch):
+    from dip_recon import figures
+
+    images.save_png(tmp_path / "a.png", picture(3))
+    monkeypatch.setattr(figures, "draw_run", lambda run: pytest.fail("drawn for nobody"))
+    assert run("denoise", tmp_path / "a.png", "-o", tmp_path / "out.png") == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "out.png"]
+
+
+def test_a_bad_option_is_refused_before_anything_is_said(tmp_path, picture, capsys):
+    images.save_png(tmp_path / "a.png", picture(3))
+    assert run("denoise", tmp_path / "a.png", "--sigma", -5) == 2
+    told = capsys.readouterr()
+    assert "--sigma" in told.err and not told.out
+
+
+def test_a_draft_says_that_its_levels_are_halved(tmp_path, picture, capsys):
+    noisy = add_gaussian(picture(3, (64, 64)), 25, np.random.RandomState(7))
+    images.save_png(tmp_path / "a.png", noisy)
+    assert run("denoise", tmp_path / "a.png", "--draft", "--sigma", 25) == 0
+    said = capsys.readouterr().out
+    assert "halves the noise" in said and "noise level 12.5 as given" in said
+    assert "a draft" in said.splitlines()[0] and "restored in" in said
+
+
 def test_demo(tmp_path, capsys):
     assert run("demo", "-o", tmp_path / "demo") == 0
     said = capsys.readouterr().out

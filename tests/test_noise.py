@@ -128,6 +128,35 @@ def test_a_flat_or_tiny_picture_has_no_noise_level():
         assert math.isfinite(noise.noise_level(np.random.RandomState(0).rand(1, *size)))
 
 
+def test_texture_of_all_directions_is_not_taken_for_noise():
+    rng = np.random.RandomState(3)
+    h, w = np.mgrid[0.3:0.7:128j, 0.3:0.7:128j]
+    clean = np.stack([h, w, (h + w) / 2])
+    clean[:, :, 80:] += rng.normal(0, 30 / 255, (3, 128, 48))  # no direction is free of it
+    y = noise.add_gaussian(clean, 10, np.random.RandomState(7))
+    assert noise.noise_level(y) == pytest.approx(10, rel=0.1)
+    assert noise.noise_level(y[:, :, 80:]) > 25, "where it is everywhere nothing tells it"
+
+
+def test_noise_by_brightness():
+    h = np.linspace(0.1, 0.8, 160, dtype=np.float32)[None, :, None].repeat(160, 2)
+    rng = np.random.RandomState(7)
+    y = noise.add_poisson(np.repeat(h, 3, 0), 0.02, rng)
+    means = [0.1 + 0.7 * q for q in (1 / 8, 3 / 8, 5 / 8, 7 / 8)]
+    expected = [255 * math.sqrt(0.02 * mean) for mean in means]
+    assert noise.by_brightness(y) == pytest.approx(expected, rel=0.1)
+    assert noise.by_brightness(np.full((1, 9, 9), 0.4)) == [0, 0, 0, 0]
+
+
+def test_noise_alone_is_told_from_a_picture():
+    alone = noise.add_gaussian(np.full((3, 64, 64), 0.5), 25, np.random.RandomState(7))
+    ramp = np.linspace(-0.1, 0.1, 64)
+    assert noise.is_noise_alone(alone, 25.0)
+    assert not noise.is_noise_alone(alone + ramp, 25.0)
+    assert not noise.is_noise_alone(alone, 0.0)
+    assert not noise.is_noise_alone(alone[:, :20], 25.0), "too small to tell"
+
+
 def test_clipping_is_undone_where_it_can_be():
     y = noise.add_gaussian(np.full((1, 128, 128), 0.05), 40, np.random.RandomState(7))
     left = 255 * float(y.std())

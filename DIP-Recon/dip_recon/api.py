@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,11 @@ from .errors import UserError, nearest
 from .fit import State, choose, fit
 from .flags import convert
 from .options import Options
-from .prepare import check_rules, network_settings, prepare, resolve
+from .prepare import network_settings, prepare, resolve
 from .problem import Problem
-from .tiling import Layout
+from .tiling import Layout, Tiles
 from .tiling.layout import InMemory, Tile, blend
-from .tiling.tiles import SEEDS
+from .tiling.tiles import fit_tile
 
 # options of the experiments that have no say here
 ELSEWHERE = (
@@ -92,24 +93,14 @@ def denoise(
     if uncertainty and runs < 2:
         raise UserError("uncertainty=True: give runs=2 or more")
     given = _options(options | ({} if sigma is None else {"sigma": sigma}), auto.DENOISING)
-    draft = draft and min(data.shape[1:]) >= own.DRAFT
-    given = (own.DRAFTED if draft else {}) | given
-    most = own.span(data)
-    job = own.job_of_array(data / most)
-    if given.get("sigma"):
-        given["sigma"] /= most
-    small = own.halved(job) if draft else job
-    if draft and given.get("sigma"):
-        given["sigma"] /= 2  # what 2×2 means leave of it
-    choice = auto.denoising(small.problem.y[0].numpy(), given)
-    done = own.denoise(
-        job, choice, _fitter(progress, lambda x: back(x * most), data.shape[1:]), runs, draft
-    )
-    restored = picture.copy() if choice.clean else back(done.picture * most)
+    most = own.span(data)  # what is fitted is divided by it
+    fit_one = _fitter(progress, lambda x: back(x * most), data.shape[1:])
+    done = own.denoise(own.job_of_array(data), given, fit_one, runs, draft)
+    restored = picture.copy() if done.choice.clean else back(done.picture)
     if not uncertainty:
         return restored
-    spread = done.disagreement if done.disagreement is not None else np.zeros(data.shape[1:])
-    return restored, (spread * most * _top(picture)).astype(np.float32)
+    spread = np.zeros(data.shape[1:]) if done.choice.clean else done.disagreement
+    return restored, (spread * _top(picture)).astype(np.float32)
 
 
 def inpaint(
@@ -254,42 +245,46 @@ def _fitter(progress: Progress | None, back: Back, size: tuple[int, int]) -> own
         o, _ = resolve(o)
         o.validate()
         run = int(where.removeprefix("run") or 1)
-        layout = Layout(tuple(job.problem.size), getattr(o, "tile", 0) or 2**31, 0)
-        if len(layout) > 1:
-            layout = Layout(layout.size, o.tile, o.overlap)
-        whole = job.problem.y[0].numpy()
-        shown = np.zeros((job.problem.channels, *layout.size), np.float32)
-        if len(layout) > 1:
-            shown[:] = whole
+        if getattr(o, "tile", 0):
+            return fit_tiles(job, o, run)
 
-        def fit_tile(tile: Tile) -> np.ndarray:
-            part, seed = job, o.seed
-            if len(layout) > 1:
-                part = own.job_of_array(layout.read(tile, InMemory(whole)))
-                seed = (o.seed + tile.index) % SEEDS
+        def tell(state: State) -> None:
+            def picture() -> np.ndarray:
+                return back(_at(_now(state), size))
 
-            def tell(state: State) -> None:
+            progress(Step(state.iteration, o.num_iters, run, 1, 1, picture))
+
+        models.check_size(o.model_type, **network_settings(job, o))
+        state = prepare(job, o, *choose(o.device, o.precision))
+        result = fit(state, o.num_iters, [tell] if progress else [])
+        return result.restored[0].cpu().numpy()
+
+    def fit_tiles(job: tasks.Job, o: Options, run: int) -> np.ndarray:
+        y = job.problem.y[0].numpy()
+        layout = Layout(y.shape[1:], o.tile, o.overlap)
+        tiles = Tiles(InMemory(y), layout, Path(), o, name=job.name)
+        tiles.check()
+        shown, done = y.copy(), {}
+        for tile in layout:
+
+            def tell(state: State, tile=tile) -> None:
                 def picture() -> np.ndarray:
-                    now = state.full_size(state.smoothed)[0].clamp(0, 1).cpu().numpy()
-                    _paste(shown, tile, now)
+                    _paste(shown, tile, _now(state))
                     return back(_at(shown, size))
 
                 counts = state.iteration, o.num_iters, run, tile.index + 1, len(layout)
                 progress(Step(*counts, picture))
 
-            settings = network_settings(part, o)
-            models.check_size(o.model_type, **settings)
-            check_rules(part, o, settings)
-            state = prepare(part, replace(o, seed=seed), *choose(o.device, o.precision))
-            result = fit(state, o.num_iters, [tell] if progress else [])
-            restored = result.restored[0].cpu().numpy()
-            _paste(shown, tile, restored)
-            return restored
-
-        done = {tile: fit_tile(tile) for tile in layout}
-        return blend(layout, (0, layout.size[0], 0, layout.size[1]), done.__getitem__)
+            done[tile] = fit_tile(tiles.task(tile), watch=[tell] if progress else []).picture
+            _paste(shown, tile, done[tile])
+        return blend(layout, (0, y.shape[1], 0, y.shape[2]), done.__getitem__)
 
     return fit_one
+
+
+def _now(state: State) -> np.ndarray:
+    """The result as it is now, [C, H, W] in [0, 1]."""
+    return state.full_size(state.smoothed)[0].clamp(0, 1).cpu().numpy()
 
 
 def _paste(shown: np.ndarray, tile: Tile, restored: np.ndarray) -> None:

@@ -2,8 +2,8 @@
 
 What is measured is put into words, so that a person can see why and overrule it. The width follows
 the texture that rises above the noise ("The Devil is in the Upsampling", ICCV 2023, chooses it by
-hand); the figures that the rule was fitted on are in results/, and ``benchmarks/width.py`` fits it
-again.
+hand); the figures that the rule was fitted on are in results/, and ``benchmarks/width.py`` measures
+them.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
 
-from . import noise
+from . import noise, stopping
 from .errors import UserError
 from .options import DenoisingOptions
 
@@ -50,37 +49,18 @@ class Choice:
     measured: dict[str, str] = field(default_factory=dict)
 
 
-def by_brightness(y: np.ndarray, parts: int = 4) -> list[float]:
-    """Noise (0–255) in the darkest to the brightest quarter of ``y``: the median deviation of
-    2×2 differences there, which texture raises a little."""
-    grey = np.asarray(y, np.float64)
-    grey = grey[..., : grey.shape[-2] // 2 * 2, : grey.shape[-1] // 2 * 2]
-    a, b, c, d = (grey[:, i::2, j::2] for i in (0, 1) for j in (0, 1))
-    mean, difference = (a + b + c + d) / 4, np.abs(a - b - c + d) / 2
-    edges = np.quantile(mean, np.linspace(0, 1, parts + 1)[1:-1])
-    part = np.searchsorted(edges, mean.ravel())
-    found = (difference.ravel()[part == n] for n in range(parts))
-    return [255 * float(np.median(values)) / 0.6745 if values.size else 0.0 for values in found]
-
-
-def is_noise_alone(y: np.ndarray, deviation: float) -> bool:
-    """Whether ``y`` smoothed over 4 pixels varies no more than white noise would."""
-    if deviation <= 0 or min(y.shape[-2:]) < 32:
-        return False
-    smooth = gaussian_filter(np.asarray(y, np.float64), (0, 4, 4))
-    left = (deviation / 255) ** 2 / (4 * np.pi * 4**2)
-    return bool(smooth.var(axis=(-2, -1)).max() < 2 * left)
-
-
 def denoising(y: np.ndarray, given: dict | None = None) -> Choice:
     """Choose for the noisy picture ``y`` [C, H, W] in [0, 1].
 
-    ``given``: options that the user has set; what they say is not chosen.
+    ``given``: options that the user has set; what they say is not chosen. Raises UserError for one
+    that will not do, and for a picture that is too small.
     """
+    given = given or {}
+    base = replace(DENOISING, **given)
+    base.validate()
     if min(y.shape[1:]) < SMALLEST:
         size = "×".join(map(str, y.shape[1:]))
         raise UserError(f"{size} pixels: a picture wants at least {SMALLEST}×{SMALLEST}")
-    given = dict(given or {})
     white, flat = noise.noise_level(y), noise.flat_level(y)
     shared = flat > SHARED * white  # neighbours share their noise
     if given.get("sigma"):
@@ -101,12 +81,12 @@ def denoising(y: np.ndarray, given: dict | None = None) -> Choice:
         "by patches": f"{white:.2f}",
         "by wavelets": f"{noise.estimate_sigma(y):.2f}",
         "in the flattest places": f"{flat:.2f}",
-        "from dark to bright": ", ".join(f"{s:.1f}" for s in by_brightness(y)),
+        "from dark to bright": ", ".join(f"{s:.1f}" for s in noise.by_brightness(y)),
     }
     clean = deviation < CLEAN and not given.get("sigma")
     if clean:
         reasons = [f"{said}: there is no noise to take away"]
-        return Choice(replace(DENOISING, **given), deviation, sigma, clean, reasons, measured)
+        return Choice(base, deviation, sigma, clean, reasons, measured)
     ratio = noise.texture(y, deviation)
     measured["texture above the noise"] = f"{ratio:.2f} (the wider network from {WIDE:g})"
     chosen = {"dim": [64 if ratio >= WIDE else 32]}
@@ -115,10 +95,10 @@ def denoising(y: np.ndarray, given: dict | None = None) -> Choice:
         chosen |= {"tile": TILE}
     if shared:  # pixels held out would be told by their neighbours
         chosen |= {"stopping": "AMNS", "sigma": sigma}
-    options = replace(DENOISING, **(chosen | given))
+    options = replace(base, **{k: v for k, v in chosen.items() if k not in given})
     what = "much" if ratio >= WIDE else "little"
     reasons = [f"{said}, {what} texture above it: {describe(options)}"]
-    if is_noise_alone(y, deviation):
+    if noise.is_noise_alone(y, deviation):
         reasons.append("there seems to be nothing but noise in it: expect a flat picture")
     return Choice(options, deviation, sigma, clean, reasons, measured)
 
@@ -127,10 +107,4 @@ def describe(o: DenoisingOptions) -> str:
     """The network and the rule in words."""
     width = f"{o.model_type} of width {o.dim[0]}" if o.dim else o.model_type
     width += f" on tiles of {o.tile} pixels" if o.tile else ""
-    if o.stopping in ("AMNS", "SMNS"):
-        return f"{width}, until what is taken away is as strong as the noise"
-    if o.stopping == "held-out":
-        return f"{width}, until pixels held out of the fit get worse"
-    if o.stopping in ("fixed", "none"):
-        return f"{width}, {o.num_iters} iterations"
-    return f"{width}, stopped by {o.stopping}"
+    return f"{width}, {stopping.RULES[o.stopping].until or f'{o.num_iters} iterations'}"

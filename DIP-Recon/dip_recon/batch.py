@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import math
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +16,8 @@ from .cluster import Cluster
 from .errors import UserError
 from .files import cannot_write
 from .images.frames import FrameWriter, count_frames, read_frame
-from .options import DenoisingOptions
+from .options import DenoisingOptions, Options
+from .tasks import Job
 from .tiling.files import denoise_file, is_large
 
 LONG = 1024**2  # pixels from which finished tiles are kept beside the output, as it takes long
@@ -25,8 +25,7 @@ LONG = 1024**2  # pixels from which finished tiles are kept beside the output, a
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the user said. given: options of the fit that are not to be chosen; several: whether the
-    results go to a folder."""
+    """What the user said. given: options of the fit that are not to be chosen."""
 
     given: dict
     draft: bool = False
@@ -37,13 +36,12 @@ class Wishes:
     tile: int | None = None
     overlap: int | None = None
     cluster: Cluster = field(default_factory=Cluster)
-    several: bool = False
 
 
 def expand(words: list[str]) -> list[Path]:
     """The pictures that paths, folders and patterns mean, in order and each once.
 
-    Raises UserError for a pattern without a match, a folder without a picture, two of one name.
+    Raises UserError for a pattern without a match and a folder without a picture.
     """
     found: dict[Path, None] = {}
     for word in words:
@@ -80,10 +78,9 @@ def outputs(
             raise UserError(f"--output {output}: give a file's name")
         places = [output]
     else:
-        folder = output
-        if (folder.exists() and not folder.is_dir()) or images.is_picture_name(folder):
-            raise UserError(f"--output {folder}: give a folder for several pictures")
-        places = [folder / f"{p.stem}{_suffix(p)}" for p in pictures]
+        if (output.exists() and not output.is_dir()) or images.is_picture_name(output):
+            raise UserError(f"--output {output}: give a folder for several pictures")
+        places = [output / f"{p.stem}{_suffix(p)}" for p in pictures]
     taken: dict[str, Path] = {}
     for picture, place in zip(pictures, places, strict=True):
         if place.exists() and picture.exists() and place.samefile(picture):
@@ -122,7 +119,7 @@ def denoise(words: list[str], output: Path | None, wishes: Wishes, say: Callable
             continue
         keep = wishes.keep / picture.name if wishes.keep and into_folder else wishes.keep
         try:
-            _one(picture, place, replace(wishes, keep=keep, several=into_folder), say)
+            _one(picture, place, replace(wishes, keep=keep), into_folder, say)
         except (UserError, FloatingPointError, MemoryError) as error:
             if len(pictures) == 1:
                 raise
@@ -133,7 +130,8 @@ def denoise(words: list[str], output: Path | None, wishes: Wishes, say: Callable
         raise UserError(f"{failed} of {len(pictures)} pictures were left out, as said above")
 
 
-def _one(picture: Path, place: Path, wishes: Wishes, say: Callable) -> None:
+def _one(picture: Path, place: Path, wishes: Wishes, several: bool, say: Callable) -> None:
+    """Restore one file. several: whether others' results are beside it."""
     frames = count_frames(picture)
     if wishes.tile is not None or (frames == 1 and is_large(picture)):
         _by_tiles(picture, place, wishes, say)
@@ -150,7 +148,7 @@ def _one(picture: Path, place: Path, wishes: Wishes, say: Callable) -> None:
         return
     done = _restored(job, wishes, say)
     images.write(place, done.picture, like=job.like)
-    _tell(place, done, wishes.several, say)
+    _tell(place, done, several, say)
 
 
 def _frames(picture: Path, place: Path, count: int, wishes: Wishes, say: Callable) -> None:
@@ -166,30 +164,17 @@ def _frames(picture: Path, place: Path, count: int, wishes: Wishes, say: Callabl
     say(f"{place}: {count} frames")
 
 
-def _restored(job, wishes: Wishes, say: Callable) -> own.Denoised:
-    """Choose, carry out, and put back to the range the picture had."""
-    draft = wishes.draft and min(job.problem.size) >= own.DRAFT
-    wishes = replace(wishes, draft=draft)
-    most = own.span(job.problem.y.numpy())
-    job = own.stretched(job, most)
-    done = _fit(job, _chosen(job, most, wishes, say), wishes)
-    spread = done.disagreement
-    spread = None if spread is None else spread * np.float32(most)
-    return replace(done, picture=done.picture * np.float32(most), disagreement=spread)
+def _restored(job: Job, wishes: Wishes, say: Callable) -> own.Denoised:
+    def tell(choice: auto.Choice) -> None:
+        _explain(job.name, choice, wishes, say)
+        if not wishes.cluster.here and not choice.options.tile:
+            say(f"{job.name}: fitted here as a whole; --workers and --scheduler are for tiles")
 
+    def fit_one(small: Job, options: Options, where: str) -> np.ndarray:
+        keep = wishes.keep / where if wishes.keep else None
+        return own.restore(small, options, {}, keep, wishes.cluster)[1]
 
-def _chosen(job, most: float, wishes: Wishes, say: Callable) -> auto.Choice:
-    y = own.halved(job).problem.y if wishes.draft else job.problem.y
-    given = (own.DRAFTED if wishes.draft else {}) | wishes.given
-    if "sigma" in given:  # of the stretched picture, and of means of 2×2 pixels
-        given["sigma"] /= most * (2 if wishes.draft else 1)
-    if most < 1:
-        say(f"{job.name}: uses {most:.1%} of its range; levels are of what it uses")
-    choice = auto.denoising(y[0].numpy(), given)
-    _explain(job.name, choice, wishes, say)
-    if not wishes.cluster.here and not choice.options.tile:
-        say(f"{job.name}: fitted here as a whole; --workers and --scheduler are for tiles")
-    return choice
+    return own.denoise(job, wishes.given, fit_one, wishes.runs, wishes.draft, tell)
 
 
 def _explain(name: str, choice: auto.Choice, wishes: Wishes, say: Callable) -> None:
@@ -198,16 +183,6 @@ def _explain(name: str, choice: auto.Choice, wishes: Wishes, say: Callable) -> N
     if wishes.explain:
         for what, value in choice.measured.items():
             say(f"  {what}: {value}")
-
-
-def _fit(job, choice: auto.Choice, wishes: Wishes) -> own.Denoised:
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = wishes.keep or Path(temporary)
-
-        def fit_one(small, options, where: str) -> np.ndarray:
-            return own.restore(small, options, {}, folder / where, wishes.cluster)[1]
-
-        return own.denoise(job, choice, fit_one, wishes.runs, wishes.draft)
 
 
 def _tell(place: Path, done: own.Denoised, several: bool, say: Callable) -> None:

@@ -6,7 +6,6 @@ import argparse
 import json
 import shlex
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -202,11 +201,9 @@ def _denoise(args) -> None:
     from . import batch
     from .cluster import Cluster
 
-    given = _given(args)
-    for flag, option in (("sigma", "sigma"), ("stopping", "stopping"), ("width", "dim")):
-        value = getattr(args, flag)
-        if value is not None:
-            given[option] = [value] if option == "dim" else value
+    dim = None if args.width is None else [args.width]
+    chosen = {"sigma": args.sigma, "stopping": args.stopping, "dim": dim}
+    given = _given(args) | {k: v for k, v in chosen.items() if v is not None}
     workers = 1 if args.workers is None else args.workers
     for flag in ("tile", "workers", "runs", "width"):
         if getattr(args, flag) is not None and getattr(args, flag) < 1:
@@ -253,9 +250,8 @@ def _restore(args, job, options) -> None:
     for given_path in (args.picture, getattr(args, "mask", None)):
         if given_path and args.output.exists() and args.output.samefile(given_path):
             raise UserError(f"--output {args.output}: would replace {given_path}; choose another")
-    with tempfile.TemporaryDirectory() as temporary:
-        summary, restored = own.restore(job, options, given, args.keep or Path(temporary))
-        images.write(args.output, restored, like=job.like)
+    summary, restored = own.restore(job, options, given, args.keep)
+    images.write(args.output, restored, like=job.like)
     done = f"picture of iteration {summary['stop_iteration']}, {summary['iterations']} run"
     print(f"{args.output}: {done}, {summary['seconds']:.0f} s")
     if options.stopping != "fixed" and not summary["stopped_by_rule"]:

@@ -141,21 +141,24 @@ def run_one(
     labels: dict | None = None,
     cancelled: Callable[[], bool] | None = None,
     bar: bool = True,
+    draw: bool = True,
 ) -> tuple[dict, np.ndarray]:
     """Fit one picture and fill its run folder.
 
     ``cancelled`` is asked after every iteration; once true the run ends like an interrupted one,
     by KeyboardInterrupt after a checkpoint. ``bar``: whether a progress bar is shown on stderr.
+    ``draw``: whether its two figures are drawn.
 
     Returns what result.json holds, and the restored picture [C, H, W] in [0, 1].
     """
-    o = replace(o, **dict(zip(("device", "precision"), _where(o, switches), strict=True)))
+    device_name, precision = _where(o, switches)
+    o = replace(o, device=device_name, precision=precision)
     run.begin(configuration(o, job, o.device, o.precision, labels), switches.overwrite)
     tiled = getattr(o, "tile", 0)
     device = torch.device("cpu" if tiled else o.device)
     peak_memory(device, reset=True)
     if tiled:
-        return _run_tiled(job, run, o, switches, say, cancelled, bar)
+        return _run_tiled(job, run, o, switches, say, cancelled, bar, draw)
     state = prepare(job, o, device, o.precision)
     truth = state.truth
     baseline = metrics.psnr(tensor(job.seen), job.problem.x) if truth is not None else float("nan")
@@ -191,19 +194,29 @@ def run_one(
     images.write(run.folder / "restored.png", restored, like=job.like)
     summary = summarise(job, o, state, result, baseline, evaluation)
     run.write_result(summary)
-    figures.draw_run(run)
+    if draw:
+        figures.draw_run(run)
     return summary, restored
 
 
 def _run_tiled(
-    job: Job, run: Run, o: Options, switches: Switches, say: Callable, cancelled, bar: bool
+    job: Job,
+    run: Run,
+    o: Options,
+    switches: Switches,
+    say: Callable,
+    cancelled: Callable[[], bool] | None,
+    bar: bool,
+    draw: bool,
 ) -> tuple[dict, np.ndarray]:
     """``run_one`` tile by tile: ``tiles.csv`` in the place of one history."""
     y = job.problem.y[0].numpy()
     tiles = _tiles(job, o, run)
-    level = f", noise level {tiles.sigma:.2f}" if o.stopping in METHOD_NOISE else ""
-    known = level and (", estimated from the picture" if tiles.estimated else ", as given")
-    say(f"{job.name}: {len(tiles.layout)} tiles{level}{known}")
+    said = f"{job.name}: {len(tiles.layout)} tiles"
+    if o.stopping in METHOD_NOISE:
+        known = "estimated from the picture" if tiles.estimated else "as given"
+        said += f", noise level {tiles.sigma:.2f}, {known}"
+    say(said)
     x = job.problem.x
     images.save_png(run.folder / "noisy.png", y)
     if x is not None:
@@ -234,7 +247,8 @@ def _run_tiled(
     run.write_history([row])
     run.write_result(summary)
     tiles.remove()
-    figures.draw_run(run)
+    if draw:
+        figures.draw_run(run)
     return summary, restored
 
 

@@ -99,6 +99,7 @@ def drawn_back(restored: np.ndarray, y: np.ndarray, deviation: float) -> tuple[n
 
 
 PATCHES = 60_000  # that the noise level is told from, at most
+TEXTURED = 0.9  # share of the level of all patches, below which that of the plainest is believed
 
 
 def noise_level(y: np.ndarray) -> float:
@@ -110,27 +111,36 @@ def noise_level(y: np.ndarray) -> float:
     image noise level estimation", ICCV 2015, algorithm 1). Patches hold all channels, which share
     their texture and not their noise; their side is 8 pixels, less in small pictures, where there
     are few. A grey picture has less to spare: of its patches only those with the least structure
-    count, and none that is mostly clipped. Noise that grows with brightness gives its mean power,
-    noise that its neighbours share is not seen (see ``flat_level``); a flat picture gives 0.
+    count, and none that is mostly clipped. They are asked in a colour picture as well, and believed
+    where they have clearly less noise: then it is texture of many directions that all have. Noise
+    that grows with brightness gives its mean power, noise that its neighbours share is not seen
+    (see ``flat_level``); a flat picture gives 0.
     """
+    # on noise alone it reads low: few samples, and of grey patches the plainest have less of it
+    if len(y) == 1:
+        return 1.035 * _least_deviation(y, 7, plainest=True)
+    level = 1.01 * _least_deviation(y, 8, plainest=False)
+    plain = 1.01 * _least_deviation(y, 5, plainest=True)
+    return plain if plain < TEXTURED * level else level
+
+
+def _least_deviation(y: np.ndarray, side: int, plainest: bool) -> float:
+    """Deviation (0–255) in the directions in which patches of ``side`` pixels vary least."""
     channels, height, width = y.shape
-    side = 8 if channels > 1 else 7
     while side > 3 and 30 * channels * side**2 > (height - side + 1) * (width - side + 1):
         side -= 1
     if min(height, width) < side:
         return 0.0
     patches = _patches(y, side)
-    if channels == 1:
-        patches = _plainest(patches, side)
+    if plainest:
+        patches = _plainest(patches, channels, side)
     patches = patches - patches.mean(0)
     values = np.linalg.eigvalsh(patches.T @ patches / max(len(patches) - 1, 1))[::-1]
     for n in range(len(values)):
         variance = values[n:].mean()
         if np.median(values[n:]) >= variance:
             break
-    # on noise alone it reads low: few samples, and of grey patches the plainest have less of it
-    low = 1.01 if channels > 1 else 1.035
-    return low * 255 * math.sqrt(max(variance, 0.0))
+    return 255 * math.sqrt(max(variance, 0.0))
 
 
 def flat_level(y: np.ndarray, side: int = 12) -> float:
@@ -138,9 +148,8 @@ def flat_level(y: np.ndarray, side: int = 12) -> float:
     texture there is even there.
 
     The 5 % quantile, over the picture, of the deviation from a plane in windows of ``side`` pixels,
-    so that a gradient is no noise. A camera
-    that sharpens, scales and compresses leaves noise that neighbouring pixels share, which hardly
-    shows in ``noise_level``.
+    so that a gradient is no noise. A camera that sharpens, scales and compresses leaves noise that
+    neighbouring pixels share, which hardly shows in ``noise_level``.
     """
     if min(y.shape[1:]) < 2 * side:
         return 0.0
@@ -156,6 +165,31 @@ def flat_level(y: np.ndarray, side: int = 12) -> float:
     return 255 * math.sqrt(max(float(np.quantile(inside, 0.05)), 0.0))
 
 
+def by_brightness(y: np.ndarray, parts: int = 4) -> list[float]:
+    """Deviation (0–255) of the noise in the darkest to the brightest quarter of ``y`` [C, H, W].
+
+    The median deviation of 2×2 differences in each, which texture raises a little.
+    """
+    y = np.asarray(y, np.float64)
+    y = y[..., : y.shape[-2] // 2 * 2, : y.shape[-1] // 2 * 2]
+    a, b, c, d = (y[:, i::2, j::2] for i in (0, 1) for j in (0, 1))
+    mean, difference = (a + b + c + d).ravel(), (a - b - c + d).ravel() / 2
+    edges = np.quantile(mean, np.linspace(0, 1, parts + 1)[1:-1])
+    part = np.searchsorted(edges, mean)
+    return [255 * _gaussian_mad(difference[part == n]) for n in range(parts)]
+
+
+def is_noise_alone(y: np.ndarray, deviation: float) -> bool:
+    """Whether ``y`` [C, H, W] smoothed over 4 pixels varies no more than white noise of
+    ``deviation`` (0–255) would. False where there is no noise, and of less than 32 pixels a side.
+    """
+    if deviation <= 0 or min(y.shape[-2:]) < 32:
+        return False
+    smooth = gaussian_filter(np.asarray(y, np.float64), (0, 4, 4))
+    left = (deviation / 255) ** 2 / (4 * np.pi * 4**2)
+    return bool(smooth.var(axis=(-2, -1)).max() < 2 * left)
+
+
 def _patches(y: np.ndarray, side: int) -> np.ndarray:
     """Overlapping patches [n, C·side²], all of them or ``PATCHES`` drawn from all over."""
     windows = np.lib.stride_tricks.sliding_window_view(y, (side, side), axis=(1, 2))
@@ -168,18 +202,26 @@ def _patches(y: np.ndarray, side: int) -> np.ndarray:
     return picked.reshape(len(chosen), -1).astype(np.float64)
 
 
-def _plainest(patches: np.ndarray, side: int) -> np.ndarray:
-    """The fifth of grey patches that vary least when smoothed by 2×2 means."""
+def _plainest(patches: np.ndarray, channels: int, side: int) -> np.ndarray:
+    """The fifth of the patches that vary least when smoothed by 2×2 means.
+
+    Of colour ones a fifth of each quarter in brightness, so that noise that grows with it shows;
+    grey pictures have too few for that.
+    """
     clipped = ((patches <= 0) | (patches >= 1)).mean(1)
-    least = 30 * patches.shape[1]
+    least = 30 * side**2
     free = patches[clipped <= 0.25]
     free = free if len(free) >= least else patches
     even = side // 2 * 2
-    means = free.reshape(-1, side, side)[:, :even, :even]
-    means = means.reshape(-1, even // 2, 2, even // 2, 2).mean((2, 4))
-    structure = means.reshape(len(free), -1).var(1)
+    means = free.reshape(-1, channels, side, side)[..., :even, :even]
+    means = means.reshape(-1, channels, even // 2, 2, even // 2, 2).mean((3, 5))
+    structure = means.reshape(len(free), channels, -1).var(2).sum(1)
     count = min(len(free), max(least, len(patches) // 5))
-    return free[np.argsort(structure, kind="stable")[:count]]
+    chosen = []
+    for part in np.array_split(np.argsort(free.mean(1), kind="stable"), 4 if channels > 1 else 1):
+        by_structure = np.argsort(structure[part], kind="stable")
+        chosen.append(part[by_structure[: round(count * len(part) / len(free))]])
+    return free[np.concatenate(chosen)]
 
 
 def before_clipping(y: np.ndarray, deviation: float) -> float:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -60,20 +61,6 @@ def _like(picture: images.Picture) -> images.Picture:
     return replace(picture, kind=replace(picture.kind, space=space))
 
 
-def span(y: np.ndarray) -> float:
-    """The largest value of ``y``, where it uses less than half of its range, else 1.
-
-    12 bits in 16, or a dark picture: stretched by it the noise is as strong as it looks.
-    """
-    most = float(y.max(initial=0))
-    return most if 0 < most < 0.5 else 1.0
-
-
-def stretched(job: Job, most: float) -> Job:
-    """The noisy picture divided by ``most``."""
-    return replace(job, problem=Problem.denoising(job.problem.y / most, name=job.name))
-
-
 def job_of_array(y: np.ndarray) -> Job:
     """The same for an array [C, H, W] in [0, 1]."""
     return Job("picture", Problem.denoising(tensor(y)), y, "")
@@ -99,23 +86,46 @@ class Denoised:
 
 
 def denoise(
-    job: Job, choice: auto.Choice, fit_one: FitOne, runs: int = 1, draft: bool = False
+    job: Job,
+    given: dict,
+    fit_one: FitOne,
+    runs: int = 1,
+    draft: bool = False,
+    tell: Callable[[auto.Choice], None] = lambda choice: None,
 ) -> Denoised:
-    """Carry out what was chosen for a noisy picture.
+    """Choose for a noisy picture, and carry it out.
 
-    fit_one: fits a job with options and gives the picture [C, H, W]; its third argument is where,
-        under the run's folder. runs: so many seeds, whose mean is the result. draft: the picture
-        of half the size is restored; detail comes back as far as it rises above the noise.
+    given: options that are not to be chosen. fit_one: fits a job with options and gives the picture
+        [C, H, W]; its third argument is where, under the run's folder. runs: so many seeds, whose
+        mean is the result. draft: the picture of half the size is restored; detail comes back as
+        far as it rises above the noise. tell: is given the choice before it is carried out.
+    Raises UserError for options or a picture that will not do.
     """
-    y = job.problem.y[0].numpy()
+    original = job.problem.y[0].numpy()
+    most = span(original)
+    y = original / np.float32(most)
+    draft = draft and min(y.shape[1:]) >= DRAFT
+    small = _halved(y) if draft else y
+    given = (DRAFTED if draft else {}) | given
+    if given.get("sigma"):  # of the stretched picture, and of means of 2×2 pixels
+        given["sigma"] /= most * (2 if draft else 1)
+    choice = auto.denoising(small, given)
+    if draft:
+        choice.reasons.insert(0, "a draft at half the size, which halves the noise")
+    if most < 1:
+        choice.reasons.insert(0, f"uses {most:.1%} of its range; levels are of what it uses")
+    tell(choice)
     if choice.clean:
-        return Denoised(y, choice)
-    small = halved(job) if draft else job
+        return Denoised(original, choice)
+    problem = Problem.denoising(tensor(small), name=job.name)
+    fitted = replace(job, problem=problem, seen=small)
+    if draft:
+        fitted = replace(fitted, digest=f"{job.digest}, halved", like=None)
     pictures = []
     began = time.perf_counter()
     for n in range(runs):
         options = replace(choice.options, seed=choice.options.seed + n)
-        found = fit_one(small, options, f"run{n + 1}" if runs > 1 else "")
+        found = fit_one(fitted, options, f"run{n + 1}" if runs > 1 else "")
         pictures.append(_with_detail(found, y) if draft else found)
     mean = pictures[0] if runs == 1 else np.mean(pictures, axis=0, dtype=np.float32)
     # a draft has put back by itself what is not noise
@@ -126,17 +136,27 @@ def denoise(
             f"it ended before all detail was back: {1 - weight:.0%} of the original was mixed in; "
             "more --iterations, or a larger --width, may do better"
         )
-    spread = np.sqrt(np.var(pictures, axis=0).mean(axis=0)) if runs > 1 else None
-    told = f"{time.perf_counter() - began:.0f} s"
-    told = f"mean of {runs} runs, {told}" if runs > 1 else told
-    return Denoised(restored, choice, notes, spread, told)
+    spread = None
+    if runs > 1:
+        spread = np.float32(most) * np.sqrt(np.var(pictures, axis=0).mean(axis=0))
+    what = f"mean of {runs} runs" if runs > 1 else "restored"
+    told = f"{what} in {time.perf_counter() - began:.0f} s"
+    return Denoised(restored * np.float32(most), choice, notes, spread, told)
 
 
-def halved(job: Job) -> Job:
-    """The same picture at half the size, by 2×2 means."""
-    y = functional.avg_pool2d(job.problem.y, 2, ceil_mode=True, count_include_pad=False)
-    problem, digest = Problem.denoising(y, name=job.name), f"{job.digest}, halved"
-    return replace(job, problem=problem, seen=y[0].numpy(), digest=digest, like=None)
+def span(y: np.ndarray) -> float:
+    """The largest value of ``y``, where it uses less than half of its range, else 1.
+
+    12 bits in 16, or a dark picture: stretched by it the noise is as strong as it looks.
+    """
+    most = float(y.max(initial=0))
+    return most if 0 < most < 0.5 else 1.0
+
+
+def _halved(y: np.ndarray) -> np.ndarray:
+    """[C, H, W] at half the size, by 2×2 means."""
+    means = functional.avg_pool2d(tensor(y), 2, ceil_mode=True, count_include_pad=False)
+    return means[0].numpy()
 
 
 def _with_detail(half: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -147,8 +167,7 @@ def _with_detail(half: np.ndarray, y: np.ndarray) -> np.ndarray:
     size = y.shape[-2:]
 
     def band(x: np.ndarray) -> np.ndarray:
-        means = functional.avg_pool2d(tensor(x), 2, ceil_mode=True, count_include_pad=False)
-        return x - enlarge(means[0].numpy(), size, clip=False)
+        return x - enlarge(_halved(x), size, clip=False)
 
     unit = np.random.RandomState(0).standard_normal((1, *size)).astype(np.float32)
     share = float(np.square(band(unit)).mean())
@@ -198,29 +217,42 @@ def super_resolution(path: Path, factor: int) -> Job:
 
 
 def restore(
-    job: Job, options: Options, given: dict, folder: Path, cluster: Cluster | None = None
+    job: Job, options: Options, given: dict, keep: Path | None, cluster: Cluster | None = None
 ) -> tuple[dict, np.ndarray]:
-    """Fit ``job`` in run folder ``folder``; its summary and the restored picture [C, H, W].
+    """Fit ``job``; its summary and the restored picture [C, H, W].
 
-    A folder that holds an unfinished run of the same picture and settings is gone on with.
+    keep: the run folder. One that holds a run of the same picture and settings is gone on with, or
+        what it found is taken; without one nothing is kept.
     cluster: where tiles are computed, if there are any.
     """
     options, _ = resolve(replace(options, **given))
     options.validate()
-    run = Run(folder)
     cluster = cluster or Cluster()
     where = cluster if getattr(options, "tile", 0) else Cluster()
+    switches = Switches(resume=True, workers=cluster.workers, scheduler=cluster.scheduler)
+
+    def fitted(run: Run, draw: bool) -> tuple[dict, np.ndarray]:
+        models.check_size(options.model_type, **network_settings(job, options))
+        return run_one(job, run, options, switches, lambda line: None, draw=draw)
+
+    if keep is None:
+        with tempfile.TemporaryDirectory() as folder:
+            return fitted(Run(Path(folder)), draw=False)
+    run = Run(keep)
     config = configuration(options, job, *where.choose(options.device, options.precision))
     try:
         run.check(config, NOT_IN_THE_NUMBERS, resume=True, overwrite=False)
+        found = run.load_exact()
     except UserError as error:
         raise UserError(
-            f"--keep {folder}: holds another run, or a damaged one; choose a new one"
+            f"--keep {keep}: holds another run, or a damaged one; choose a new one"
         ) from error
-    models.check_size(options.model_type, **network_settings(job, options))
     check_free("--keep", run)
-    switches = Switches(resume=True, workers=cluster.workers, scheduler=cluster.scheduler)
-    return run_one(job, run, options, switches, lambda line: None)
+    if run.finished and found is not None:
+        return run.result(), found
+    summary, restored = fitted(run, draw=True)
+    run.write_exact(restored)
+    return summary, restored
 
 
 DEMO = replace(

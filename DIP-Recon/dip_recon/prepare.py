@@ -129,16 +129,23 @@ def check_rules(job: Job, o: Options, settings: dict) -> None:
     """Raise UserError if the stopping rule or the growing does not go with this picture."""
     _rule(job.problem, o)
     if o.growing:
-        if o.stopping == HeldOut.name:
-            raise UserError(f"--stopping {HeldOut.name}: not with --growing True")
-        if not isinstance(job.problem.A, Identity):
-            raise UserError(f"--growing True: for denoising only, not for {o.task}")
-        network = models.build(o.model_type, **settings, device="meta")
-        Growing.of(network, o.transition, o.stabilisation)
+        _growing(job, o, models.build(o.model_type, **settings, device="meta"))
+
+
+def _growing(job: Job, o: Options, network: torch.nn.Module) -> Growing:
+    """The schedule of levels; UserError if it does not go with the rule, the task, the network."""
+    if o.stopping == HeldOut.name:
+        raise UserError(f"--stopping {HeldOut.name}: not with --growing True")
+    if not isinstance(job.problem.A, Identity):
+        raise UserError(f"--growing True: for denoising only, not for {o.task}")
+    return Growing.of(network, o.transition, o.stabilisation)
 
 
 def prepare(job: Job, o: Options, device: torch.device, precision: str) -> State:
-    """A fresh state for this picture: network, input, optimiser and rule, as the options say."""
+    """A fresh state for this picture: network, input, optimiser and rule, as the options say.
+
+    Raises UserError where they do not go together.
+    """
     if precision == "fp32":  # cuDNN's default is TF32, 10 bits of mantissa
         torch.backends.cudnn.allow_tf32 = False
     settings = network_settings(job, o)
@@ -152,7 +159,7 @@ def prepare(job: Job, o: Options, device: torch.device, precision: str) -> State
     rule = _rule(problem, o)
     schedule = Decay(o.gamma, o.step_size) if o.decay_lr else Decay()
     if o.growing:
-        schedule = Growing.of(network, o.transition, o.stabilisation)
+        schedule = _growing(job, o, network)
     return State(
         problem=rule.fitted(problem),
         network=network,

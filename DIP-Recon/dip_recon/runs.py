@@ -2,7 +2,8 @@
 
 ``<save_folder>/<task>/<model_type>[_<special>]/`` holds ``log.txt`` and ``results.csv``, and in it
 one folder a picture: ``config.yaml``, ``history.csv``, ``checkpoint.pt`` while it runs,
-``snapshots/``, ``noisy.png``, ``clean.png``, ``restored.png`` and, last of all, ``result.json``.
+``snapshots/``, ``noisy.png``, ``clean.png``, ``restored.png`` and, last of all, ``result.json``
+(and ``restored.npy`` after it, where one's own picture is restored).
 Every file is written under a temporary name and renamed.
 """
 
@@ -17,6 +18,7 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 
@@ -26,7 +28,7 @@ from .files import atomic, cannot_write
 HISTORY = ("iteration", "seconds", "loss", "psnr_noisy", "psnr_gt", "psnr_gt_sm", "ssim_gt_sm")
 FILES = (
     "config.yaml", "history.csv", "result.json", "checkpoint.pt", "restored.png", "noisy.png",
-    "clean.png", "comparison.png", "curves.png", "tiles.csv",
+    "clean.png", "comparison.png", "curves.png", "tiles.csv", "restored.npy",
 )  # fmt: skip
 RESULTS = ("ID", "PSNR", "SSIM", "Noisy_Baseline")
 
@@ -121,7 +123,7 @@ class Run:
         make_folder(self.folder / "snapshots")
         if overwrite:
             self.clear()
-        stale = ("result.json", "comparison.png", "curves.png")
+        stale = ("result.json", "restored.npy", "comparison.png", "curves.png")
         self._remove([self.folder / name for name in stale])
         with atomic(self.folder / "config.yaml") as path:
             path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
@@ -203,6 +205,21 @@ class Run:
         if not rows:
             raise _damaged(path)
         return rows
+
+    def write_exact(self, picture: np.ndarray) -> None:
+        """Save the restored picture [C, H, W] to the last digit, which files do not have."""
+        with atomic(self.folder / "restored.npy") as path, path.open("wb") as file:
+            np.save(file, picture)
+
+    def load_exact(self) -> np.ndarray | None:
+        """What ``write_exact`` saved, None if it did not."""
+        path = self.folder / "restored.npy"
+        if not path.is_file():
+            return None
+        try:
+            return np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise _damaged(path) from error
 
     def write_result(self, result: dict) -> None:
         """Save result.json, which marks the run as finished, and drop the checkpoint."""

@@ -26,6 +26,7 @@ class Fixed:
     """Run all the iterations and return the last picture."""
 
     name = "fixed"
+    until = ""  # when the run ends, in words
 
     def __init__(self) -> None:
         self.iteration = -1
@@ -56,6 +57,8 @@ class _VarianceMinimum(Fixed, ABC):
     too. At most ``samples`` values of the output are looked at, always the same ones, so that
     memory and time do not grow with the picture.
     """
+
+    until = "until it is past where its output varies least"
 
     def __init__(self, patience: int, start: int, samples: int) -> None:
         super().__init__()
@@ -198,6 +201,7 @@ class MethodNoise(Fixed):
     """
 
     name = "SMNS"
+    until = "until what is taken away is as strong as the noise"
     STATIC = 24.45 / 25
 
     def __init__(self, problem: Problem, sigma: float | None = None, mns_hold: int = 25) -> None:
@@ -296,6 +300,7 @@ class HeldOut(Fixed):
     """
 
     name = "held-out"
+    until = "until pixels held out of the fit get worse"
     SHARE, ENOUGH, MOST = 0.01, 600, 0.03
     WAIT = 0.25
     SLACK, WORSE = 1.01, 1.03
@@ -316,6 +321,7 @@ class HeldOut(Fixed):
         held = torch.zeros_like(known).flatten()
         held[places[order[:count]]] = 1
         self.held = held.reshape(known.shape).to(y.device)
+        self.count = count * (y.shape[1] if y.ndim > 2 else 1)
         self.problem, self.least = problem, least
         self.minimum = self.best = math.inf
         self.level = 0.0  # of the noise, on the 0–1 scale; 0 where it is not asked for
@@ -333,9 +339,10 @@ class HeldOut(Fixed):
     def update(self, iteration: int, out: Tensor, candidate: Tensor) -> bool:
         with torch.no_grad():
             errors = (self.problem.A(candidate) - self.problem.y).square()
-        error = float((errors * self.held).sum())
+            # both at once, since asking waits for the device
+            error, power = torch.stack([(errors * self.held).sum(), errors.mean()]).tolist()
         self.best = min(self.best, error)
-        slow = float(errors.mean()) > self.enough and error < self.WORSE * self.best
+        slow = power > self.enough and error < self.WORSE * self.best
         if error < self.minimum or slow:
             self.minimum = error
             self.iteration, self.picture = iteration, self._with_held(candidate, error)
@@ -345,8 +352,7 @@ class HeldOut(Fixed):
         """A copy of ``candidate`` with the measurement's share at the pixels held out."""
         if not self.level:
             return candidate.clone()
-        count = float(self.held.sum()) * candidate.shape[1]
-        weight = max(0.0, 1 - self.level**2 * count / max(error, 1e-12))
+        weight = max(0.0, 1 - self.level**2 * self.count / max(error, 1e-12))
         return torch.lerp(candidate, self.problem.y, weight * self.held)
 
     def state_dict(self) -> dict:

@@ -23,7 +23,7 @@ SAMPLE = 1024  # pixels a side that the options are chosen from
 
 
 def is_large(path: Path) -> bool:
-    """Whether a picture is a Zarr, or has more pixels than the whole-picture path takes on."""
+    """Whether a picture is a Zarr, or a TIFF of more than ``LARGE`` pixels."""
     if path.suffix.lower() == ".zarr":
         return True
     if path.suffix.lower() not in (".tif", ".tiff") or not path.is_file():

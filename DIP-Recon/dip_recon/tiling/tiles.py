@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from .. import models
 from ..cluster import Cluster
 from ..errors import UserError
 from ..files import atomic
-from ..fit import choose, fit
+from ..fit import State, choose, fit
 from ..noise import drawn_back, noise_level
 from ..options import METHOD_NOISE, Options
 from ..prepare import check_rules, network_settings, prepare
@@ -59,17 +59,24 @@ class Fitted:
     seconds: float
 
 
-def fit_tile(task: Task, cancelled: Callable[[], bool] | None = None) -> Fitted:
-    """Restore one tile. Raises KeyboardInterrupt soon after ``cancelled()`` is True."""
+def fit_tile(
+    task: Task,
+    cancelled: Callable[[], bool] | None = None,
+    watch: Sequence[Callable[[State], None]] = (),
+) -> Fitted:
+    """Restore one tile. Raises KeyboardInterrupt soon after ``cancelled()`` is True.
+
+    ``watch`` is called with the state after every iteration.
+    """
     o = replace(task.options, seed=(task.options.seed + task.tile.index) % SEEDS)
 
-    def watch(_) -> None:
+    def leave(_) -> None:
         if cancelled and cancelled():
             raise KeyboardInterrupt
 
     job = _job(task)
     state = prepare(job, o, *choose(o.device, o.precision))
-    result = fit(state, o.num_iters, [watch])
+    result = fit(state, o.num_iters, [*watch, leave])
     picture = result.restored[0].float().cpu().numpy()
     if task.faithful is not None:
         picture, _ = drawn_back(picture, task.y, task.faithful)
@@ -126,7 +133,7 @@ class Tiles:
 
     def _first(self) -> tuple[Job, dict]:
         """The first tile as a problem, and its network's settings."""
-        job = _job(self._task(self.layout[0]))
+        job = _job(self.task(self.layout[0]))
         return job, network_settings(job, self.options)
 
     def _estimate(self) -> float:
@@ -157,7 +164,7 @@ class Tiles:
             disable=not bar, desc="tiles", smoothing=0.1,
         )  # fmt: skip
         with done:
-            for task, fitted in cluster.each(work, map(self._task, missing), large=True):
+            for task, fitted in cluster.each(work, map(self.task, missing), large=True):
                 if isinstance(fitted, Exception):
                     raise UserError(
                         f"tile {task.tile.index}: {type(fitted).__name__}: {fitted}; the same "
@@ -167,7 +174,8 @@ class Tiles:
                     np.savez(file, **vars(fitted))
                 done.update()
 
-    def _task(self, tile: Tile) -> Task:
+    def task(self, tile: Tile) -> Task:
+        """What it takes to fit a tile, wherever that is done."""
         y = self.layout.read(tile, self.source)
         name = f"{self.name}, tile {tile.index}"
         return Task(tile, y, self.options, self.sigma, self.estimated, name, self.faithful)

@@ -1,0 +1,72 @@
+"""What is chosen from a noisy picture, in numbers and in words."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import refused
+
+from dip_recon import auto, images, stopping
+from dip_recon.data import resolve
+from dip_recon.noise import add_gaussian
+
+
+def crop(name: str, size: int = 128, at: int = 60) -> np.ndarray:
+    [item] = resolve(f"bundled/{name}")
+    return images.read(item.path).data[:, at : at + size, at : at + size]
+
+
+def noisy(name: str, sigma: float, **more) -> np.ndarray:
+    return add_gaussian(crop(name, **more), sigma, np.random.RandomState(7))
+
+
+def test_noise_level_and_network_are_chosen_and_said():
+    choice = auto.denoising(noisy("chelsea", 25))
+    assert choice.sigma == pytest.approx(25, rel=0.1) and not choice.clean
+    o = choice.options
+    assert (o.dim, o.stopping, o.tile) == ([32], "held-out", 0)
+    [said] = choice.reasons
+    for words in (f"noise level about {choice.sigma:.1f} of 255", "of width 32", "held out"):
+        assert words in said
+    assert auto.denoising(noisy("coffee", 6)).options.dim == [64], "texture above the noise"
+    assert auto.denoising(noisy("chelsea", 50)).options.reg_noise_std > o.reg_noise_std
+    assert auto.denoising(noisy("chelsea", 25, size=200)).options.tile == auto.TILE
+
+
+def test_what_is_given_is_not_chosen():
+    y = noisy("coffee", 6)
+    given = {"dim": [16], "sigma": 30.0, "stopping": "ES-EMV", "reg_noise_std": 0.01, "seed": 3}
+    o = auto.denoising(y, given).options
+    assert {k: getattr(o, k) for k in given} == given
+    assert auto.denoising(y, {"sigma": 30.0}).reasons[0].startswith("noise level 30 as given")
+    assert (
+        auto.denoising(y, {"stopping": "none", "num_iters": 77})
+        .reasons[0]
+        .endswith("77 iterations")
+    )
+    refused(lambda: auto.denoising(y, {"sigma": -5.0}), "--sigma")
+
+
+def test_every_rule_has_its_words():
+    said = {auto.describe(replace(auto.DENOISING, stopping=name)) for name in stopping.RULES}
+    assert all(", until " in words or words.endswith("iterations") for words in said)
+    assert len(said) > 3
+
+
+def test_pictures_without_noise_and_without_a_picture():
+    blocks = np.kron(np.random.RandomState(7).random((1, 4, 4)), np.ones((1, 16, 16)))
+    choice = auto.denoising(blocks.astype(np.float32))
+    assert choice.clean and "no noise" in choice.reasons[0]
+    alone = add_gaussian(np.full((3, 64, 64), 0.5, np.float32), 25, np.random.RandomState(7))
+    assert any("nothing but noise" in reason for reason in auto.denoising(alone).reasons)
+    assert not any("nothing but" in r for r in auto.denoising(noisy("chelsea", 25)).reasons)
+
+
+def test_noise_that_neighbours_share_goes_by_method_noise():
+    from scipy.ndimage import gaussian_filter
+
+    rough = np.random.RandomState(7).normal(0, 40 / 255, (3, 128, 128))
+    ramp = np.linspace(0.2, 0.8, 128, dtype=np.float32)[None, None]
+    y = (ramp + gaussian_filter(rough, (0, 1.2, 1.2))).clip(0, 1).astype(np.float32)
+    choice = auto.denoising(y)
+    assert choice.options.stopping == "AMNS" and "shared" in choice.reasons[0]
