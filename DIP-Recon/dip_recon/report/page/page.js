@@ -43,7 +43,7 @@
 
   function address(run = shown.run) {
     const parts = { run: run.id, left: shown.left, right: shown.right };
-    if (shown.at !== null) parts.at = shown.at;
+    if (moment() && !moment().result) parts.at = shown.at; // each run has its own result
     return "#" + new URLSearchParams(parts);
   }
 
