@@ -1,4 +1,4 @@
-// Shows one run of the page at a time: two of its pictures under a slider, its curves, its settings.
+// Shows one run of the page at a time: two pictures of it under a slider, curves, settings.
 // data.js has put everything into window.dipRecon. What is shown is said by the address, as in
 // #run=NAME&left=measurement&right=restored&at=250, so that a link leads to it.
 // Names and settings may hold anything: they become text, never markup.
@@ -53,12 +53,13 @@
 
   // ------------------------------------------------------------ choosing a run
 
-  const agree = (a, b, levels) => facets.slice(0, levels).every((_, n) => a.facets[n] === b.facets[n]);
+  const agree = (a, b, levels) => a.facets.slice(0, levels).every((v, n) => v === b.facets[n]);
 
   // The run with this value that is most like the present one.
   function choose(level, value) {
-    const fitting = runs.filter((run) => agree(run, shown.run, level) && run.facets[level] === value);
-    const likeness = (run) => facets.filter((_, n) => run.facets[n] === shown.run.facets[n]).length;
+    const near = runs.filter((run) => agree(run, shown.run, level));
+    const fitting = near.filter((run) => run.facets[level] === value);
+    const likeness = (run) => run.facets.filter((v, n) => v === shown.run.facets[n]).length;
     goTo(fitting.reduce((best, run) => (likeness(run) > likeness(best) ? run : best)));
   }
 
@@ -216,7 +217,8 @@
     };
     const [width, height] = size;
     const stops = tiles.map((tile) => tile[4]);
-    const [least, most] = stops.reduce(([a, b], s) => [Math.min(a, s), Math.max(b, s)], [Infinity, 0]);
+    const least = stops.reduce((a, b) => Math.min(a, b)); // spread arguments have a limit
+    const most = stops.reduce((a, b) => Math.max(a, b));
     const boxes = tiles.map(([top, bottom, left, right, stop]) => {
       const group = svg("g", {});
       const shade = most > least ? 0.12 + 0.5 * (stop - least) / (most - least) : 0.3;
@@ -241,6 +243,7 @@
 
   // ------------------------------------------------------------ the plot
 
+  const FONT = "11px system-ui, sans-serif";
   const CURVES = [ // column, name, colour, scale, width, dashes
     ["psnr_gt_sm", "vs clean", "--blue", "dB", 2.2, []],
     ["psnr_gt", "raw output vs clean", "--orange", "dB", 1, []],
@@ -329,32 +332,31 @@
     const curves = CURVES.filter(([column]) => run.history[column]);
     const axis = (more) => ({
       stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 },
-      ticks: { stroke: colour("--line"), width: 1 }, font: "11px system-ui, sans-serif", ...more,
+      ticks: { stroke: colour("--line"), width: 1 }, font: FONT, labelFont: FONT, ...more,
     });
+    // the least PSNRs are those of the first iterations, which would flatten the rest
+    const fromFive = (u, low, high) => (
+      uPlot.rangeNum(Math.max(low, Math.min(5, high - 1)), high, 0.05, true));
+    const told = (scale) => (u, v) => (
+      v === null ? "–" : scale === "loss" ? v.toPrecision(3) : v.toFixed(2));
     const positive = (values) => values.map((v) => (v > 0 ? v : null)); // the scale is a logarithm
     const box = element("plot");
     plot = new uPlot({
       width: box.clientWidth,
       height: 300,
-      // the least PSNRs are those of the first iterations, which would flatten the rest
-      scales: {
-        x: { time: false },
-        dB: { range: (u, low, high) => uPlot.rangeNum(Math.max(low, Math.min(5, high - 1)), high, 0.05, true) },
-        loss: { distr: 3 },
-      },
+      scales: { x: { time: false }, dB: { range: fromFive }, loss: { distr: 3 } },
       series: [
         { label: "iteration", value: (u, v) => (v === null ? "–" : count(v)) },
         ...curves.map(([column, label, name, scale, width, dash]) => ({
-          label, scale, width, dash, stroke: colour(name), spanGaps: true, points: { show: false },
-          value: (u, v) => (v === null ? "–" : scale === "loss" ? v.toPrecision(3) : v.toFixed(2)),
+          label, scale, width, dash, stroke: colour(name), value: told(scale), spanGaps: true,
+          points: { show: false },
         })),
       ],
       axes: [
         axis({ values: (u, ticks) => ticks.map(count), size: 34 }),
-        axis({ scale: "dB", size: 44, label: "PSNR, dB", labelSize: 18, labelFont: "11px system-ui" }),
+        axis({ scale: "dB", size: 44, label: "PSNR, dB", labelSize: 18 }),
         axis({
-          scale: "loss", side: 1, size: 54, label: "loss", labelSize: 18, labelFont: "11px system-ui",
-          grid: { show: false },
+          scale: "loss", side: 1, size: 54, label: "loss", labelSize: 18, grid: { show: false },
           values: (u, ticks) => ticks.map((v) => (v === null ? "" : v.toExponential(0))),
         }),
       ],
@@ -367,7 +369,8 @@
     const { over } = plot;
     over.tabIndex = 0;
     over.setAttribute("role", "img");
-    over.setAttribute("aria-label", "PSNR and loss along the iterations; arrow keys read the values");
+    const label = "PSNR and loss along the iterations; arrow keys read the values";
+    over.setAttribute("aria-label", label);
     over.addEventListener("blur", () => plot.setCursor({ left: -10, top: -10 }));
     over.addEventListener("click", () => {
       if (!run.moments.length) return;
@@ -480,7 +483,8 @@
     }
     new ResizeObserver(() => {
       const { clientWidth } = element("plot");
-      if (plot && clientWidth && clientWidth !== plot.width) plot.setSize({ width: clientWidth, height: 300 });
+      if (!plot || !clientWidth || clientWidth === plot.width) return;
+      plot.setSize({ width: clientWidth, height: plot.height });
     }).observe(element("plot"));
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", showPlot);
   }
