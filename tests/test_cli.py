@@ -19,7 +19,7 @@ from dip_recon.noise import add_gaussian
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """The same settings with narrow networks and few iterations."""
-    for name in ("INPAINTING", "SUPER_RESOLUTION", "DEMO"):
+    for name in ("INPAINTING", "SUPER_RESOLUTION"):
         options = getattr(own, name)
         monkeypatch.setattr(own, name, own.replace(options, dim=[8], num_iters=4))
     monkeypatch.setattr(auto, "DENOISING", own.replace(auto.DENOISING, num_iters=4))
@@ -140,7 +140,14 @@ def test_a_draft_says_that_its_levels_are_halved(tmp_path, picture, capsys):
 def test_demo(tmp_path, capsys):
     assert run("demo", "-o", tmp_path / "demo") == 0
     said = capsys.readouterr().out
-    for word in ("noisy PSNR", "restored PSNR", "SSIM", "stopped at iteration", "seconds"):
+    for word in (
+        "noise level about 2",
+        "noisy PSNR",
+        "restored PSNR",
+        "SSIM",
+        "4 tiles",
+        "seconds",
+    ):
         assert word in said
     assert str(tmp_path / "demo/comparison.png") in said
     assert (tmp_path / "demo/comparison.png").is_file()
@@ -166,6 +173,11 @@ def test_folders_stacks_and_more(tmp_path, picture, capsys):
     assert run("denoise", tmp_path / "stack.tif", "-o", tmp_path / "out.tif", "--explain") == 0
     assert "in the flattest places" in capsys.readouterr().out
     assert tifffile.imread(tmp_path / "out.tif").shape == frames.shape
+    words = ["-o", tmp_path / "out.tif", "--overwrite", "--runs", 2, "--iterations", 2]
+    assert run("denoise", tmp_path / "stack.tif", *words) == 0
+    spread = tifffile.imread(tmp_path / "out_uncertainty.tif")
+    assert spread.shape == frames.shape[:3] and spread.dtype == np.float32
+    assert 0 < spread.max() < 0.5
     one = tmp_path / "in" / "a.png"
     assert run("denoise", one, "-o", tmp_path / "best.png", "--runs", 2) == 0
     assert images.read(tmp_path / "best_uncertainty.png").data.max() == 1

@@ -6,6 +6,7 @@ import glob
 import math
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,10 +17,12 @@ from .cluster import Cluster
 from .errors import UserError
 from .files import cannot_write
 from .images.frames import FrameWriter, count_frames, read_frame
+from .images.picture import Kind, Picture
 from .options import DenoisingOptions, Options
 from .tasks import Job
 from .tiling.files import denoise_file, is_large
 
+DEVIATION = Kind("grey", 32, floating=True)  # how a stack of uncertainty is stored
 LONG = 1024**2  # pixels from which finished tiles are kept beside the output, as it takes long
 
 
@@ -155,13 +158,22 @@ def _frames(picture: Path, place: Path, count: int, wishes: Wishes, say: Callabl
     """A stack frame by frame: chosen for each anew, since noise and texture may change."""
     if place.suffix.lower() not in (".tif", ".tiff"):
         raise UserError(f"--output {place}: a stack of {count} frames goes into a .tif")
-    with FrameWriter(place, count) as writer:
+    beside = place.with_name(f"{place.stem}_uncertainty.tif")
+    with ExitStack() as stack:
+        writer = stack.enter_context(FrameWriter(place, count))
+        spreads = stack.enter_context(FrameWriter(beside, count)) if wishes.runs > 1 else None
         for index in range(count):
             job = own.job_of(read_frame(picture, index), f"{picture.stem} frame {index + 1}")
             keep = wishes.keep / f"{index:04d}" if wishes.keep else None
             done = _restored(job, replace(wishes, keep=keep), say)
             writer.write(done.picture, like=job.like)
+            if spreads:
+                zero = np.zeros(job.problem.size, np.float32)
+                spread = zero if done.disagreement is None else done.disagreement
+                spreads.write(spread[None], like=Picture(spread[None], None, DEVIATION, beside))
     say(f"{place}: {count} frames")
+    if spreads:
+        say(f"{beside}: how far the runs disagree; deviations, of a range of 0 to 1")
 
 
 def _restored(job: Job, wishes: Wishes, say: Callable) -> own.Denoised:

@@ -190,6 +190,7 @@ def main(argv: list[str] | None = None) -> int:
         return args.run(args)
 
     goes_on = argv[:1] == ["sweep"] or any(w.startswith(("--keep", "--tile")) for w in argv)
+    goes_on |= argv[:1] == ["denoise"] and any(Path(w).is_dir() for w in argv)
     again = shlex.join(w for w in ["dip-recon", *argv] if w != "--overwrite") if goes_on else None
     return exit_status(work, again)
 

@@ -255,31 +255,30 @@ def restore(
     return summary, restored
 
 
-DEMO = replace(
-    auto.DENOISING, task="denoising", folder_path="bundled/rocket", crop=[256, 256],
-    noise_sigma=25.0, dim=[64],
-)  # fmt: skip
+DEMO = {
+    "task": "denoising", "folder_path": "bundled/rocket", "crop": [256, 256], "noise_sigma": 25.0,
+}  # fmt: skip
 
 
 def demo(folder: Path) -> str:
-    """Restore a picture that scikit-image ships; returns a table of what came of it."""
+    """Restore a picture that scikit-image ships, as ``dip-recon denoise`` would, into a run folder;
+    returns a table of what came of it."""
     run = Run(folder)
     check_free("--output", run)
-    job = denoising_job(data.resolve(DEMO.folder_path)[0], DEMO)
+    item = data.resolve(DEMO["folder_path"])[0]
+    job = denoising_job(item, replace(auto.DENOISING, **DEMO))
     print(f"{job.name}, 256×256, Gaussian noise sigma 25")
-    options, _ = resolve(DEMO)
-    print(auto.describe(options))
+    choice = auto.denoising(job.problem.y[0].numpy(), DEMO)
+    print("\n".join(choice.reasons))
+    options, _ = resolve(choice.options)
     summary, _ = run_one(job, run, options, Switches(overwrite=True), lambda line: None)
+    tiles = f"in the middle of {summary['tiles']} tiles" if "tiles" in summary else ""
     rows = (
         ("noisy PSNR", f"{summary['psnr_noisy']:.2f} dB"),
         ("restored PSNR", f"{summary['psnr_stopped']:.2f} dB"),
         ("restored SSIM", f"{summary['ssim_stopped']:.3f}"),
-        ("stopped at iteration", f"{summary['stop_iteration']} (ran {summary['iterations']})"),
+        ("stopped at iteration", f"{summary['stop_iteration']} {tiles}"),
         ("seconds", f"{summary['seconds']:.0f} ({summary['device']}, {summary['precision']})"),
-        (
-            "oracle, for comparison",
-            f"{summary['psnr_oracle']:.2f} dB at {summary['oracle_iteration']}",
-        ),
         ("side by side", run.folder / "comparison.png"),
     )
     return "\n".join(f"{name:<24}{value}" for name, value in rows)
