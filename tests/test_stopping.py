@@ -200,6 +200,21 @@ def test_the_adaptive_target_allows_for_clipping_and_not_for_texture():
     assert stopping.make("AMNS", problem=textured).target() <= 10.2 / 255
 
 
+def test_method_noise_is_asked_where_clipping_leaves_it():
+    problem, dark = noisy(25), noisy(25, 0.0)
+    problem.y = torch.cat([problem.y, dark.y], -1)
+    rule = stopping.make("AMNS", problem=problem, mns_hold=1)
+    assert rule.target() == pytest.approx(25 / 255, rel=0.06), "what the bright half has"
+    assert rule.where[..., :64].all() and rule.where[..., 64:].float().mean() < 0.2
+
+    def at(bright, dark):
+        return problem.y + rule.target() * torch.where(rule.where, bright, dark)
+
+    assert not rule.update(0, None, at(1.1, 0.0))
+    assert rule.update(1, None, at(0.9, 9.0))
+    assert stopping.make("AMNS", problem=dark).where.all(), "where nothing else is left"
+
+
 def test_method_noise_wants_noise():
     problem = noisy(25)
     masked = Problem(problem.y, Mask(torch.ones(1, 1, 64, 64)), (64, 64))

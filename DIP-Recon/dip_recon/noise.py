@@ -56,16 +56,29 @@ def clipped_moments(x: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray
     return mean, second - (mean - x) ** 2
 
 
-def clipped_deviation(y: np.ndarray, sigma: float) -> float:
+def clipped_deviation(y: np.ndarray, sigma: float, where: np.ndarray | None = None) -> float:
     """RMS deviation (0–255) that noise of level ``sigma`` has after clipping, told from ``y``.
 
     ``y`` [C, H, W] is the noisy, clipped picture. Slightly smoothed it is near the mean that
     clipping leaves at each pixel; from that mean the variance follows. Over the pictures and noise
-    levels of results/README.md it is within 2 % of what the clean picture would give.
+    levels of results/README.md it is within 2 % of what the clean picture would give. ``where``, of
+    the shape of ``y``, is True for the values that count; all do without it.
     """
-    mean = gaussian_filter(np.asarray(y, dtype=np.float64), (0, 1, 1))
     means, variances = clipped_moments(np.linspace(0, 1, 2001), sigma)
-    return 255 * float(np.sqrt(np.interp(mean, means, variances).mean()))
+    mean = gaussian_filter(np.asarray(y, dtype=np.float64), (0, 1, 1))
+    variance = np.interp(mean, means, variances)
+    return 255 * float(np.sqrt(variance.mean(where=True if where is None else where)))
+
+
+def hardly_clipped(y: np.ndarray, sigma: float) -> np.ndarray:
+    """Where the mean of ``y`` [C, H, W] is half of ``sigma`` (0–255) away from 0 and from 1.
+
+    A mean over 2 pixels about each, so that the noise has no say in it: black with noise, clipped,
+    has a mean of 0.4 of ``sigma``.
+    """
+    margin = sigma / 255 / 2
+    mean = gaussian_filter(np.asarray(y, dtype=np.float64), (0, 2, 2))
+    return (mean >= margin) & (mean <= 1 - margin)
 
 
 def texture(y: np.ndarray, deviation: float) -> float:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .errors import UserError, nearest
-from .noise import clipped_deviation, noise_level, texture
+from .noise import clipped_deviation, hardly_clipped, noise_level, texture
 from .operators import Identity, Kept, Mask
 from .problem import Problem
 
@@ -215,6 +215,9 @@ class MethodNoise(Fixed):
         if given <= 0:
             raise UserError(f"--stopping {self.name}: there is no noise in {problem.name}")
         self.problem, self.sigma, self.hold = problem, given, mns_hold
+        self.where: Tensor | None = None  # what counts, where not all does
+        if isinstance(problem.A, Mask):
+            self.where = problem.A.mask.expand_as(problem.y) > 0
         self.below = 0
 
     def target(self) -> float:
@@ -224,8 +227,8 @@ class MethodNoise(Fixed):
     def update(self, iteration: int, out: Tensor, candidate: Tensor) -> bool:
         self.iteration, self.picture = iteration, candidate
         residual = self.problem.y - self.problem.A(candidate)
-        if isinstance(self.problem.A, Mask):
-            residual = residual[self.problem.A.mask.expand_as(residual) > 0]
+        if self.where is not None:
+            residual = residual[self.where]
         self.below += float(residual.square().mean().sqrt()) < self.target()
         return self.below >= self.hold
 
@@ -252,12 +255,15 @@ class AdaptiveMethodNoise(MethodNoise):
     Noise that was clipped to [0, 1] has lost power where the picture is dark or bright, and its
     mean has moved: the network comes down to that mean, the method noise to the deviation about it.
     The target is 0.995 of that deviation, by ``clipped_deviation``, and less where the picture has
-    texture (see ``_taken_along``). Where the noise level is not given the target is what
+    texture (see ``_taken_along``). Places where clipping takes away most of the noise tell least of
+    it, and are fitted soonest: as long as a fifth of the picture is free of it (see
+    ``hardly_clipped``) that alone is asked. Where the noise level is not given the target is what
     ``noise_level`` tells from y. (The thesis fits a polynomial to Foi's clipped deviation, with y
     in the place of the clean picture; the figures that ours rests on are in results/README.md.)
     """
 
     name = "AMNS"
+    ENOUGH = 0.2
 
     def __init__(self, problem: Problem, sigma: float | None = None, mns_hold: int = 25) -> None:
         super().__init__(problem, sigma, mns_hold)
@@ -266,8 +272,12 @@ class AdaptiveMethodNoise(MethodNoise):
         y = problem.y[0].cpu().numpy()
         self.deviation = self.sigma
         if not self.estimated:
-            clipped = clipped_deviation(y, self.sigma)
-            self.deviation = clipped * (0.995 - _taken_along(y, clipped))
+            free = hardly_clipped(y, self.sigma)
+            if free.mean() < self.ENOUGH:
+                free = np.ones_like(free)
+            self.where = torch.from_numpy(free)[None].to(problem.y.device)
+            share = 0.995 - _taken_along(y, clipped_deviation(y, self.sigma))
+            self.deviation = share * clipped_deviation(y, self.sigma, free)
 
     def target(self) -> float:
         return self.deviation / 255
