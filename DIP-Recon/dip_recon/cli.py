@@ -129,6 +129,17 @@ def build_parser() -> argparse.ArgumentParser:
         help="write FILE.md or FILE.csv instead of printing Markdown",
     )  # fmt: skip
     table.set_defaults(run=_table)
+
+    report = commands.add_parser("report", help="a web page of finished runs, read from disk")
+    report.add_argument("runs", nargs="+", type=Path, help="folders with finished runs in them")
+    report.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FOLDER",
+        help="where the page goes; open index.html in it",
+    )  # fmt: skip
+    report.add_argument(
+        "--with-article", action="store_true", help="explain the method below the runs"
+    )
+    report.set_defaults(run=_report)
     return parser
 
 
@@ -374,3 +385,12 @@ def _table(args) -> None:
     with atomic(args.output) as path:
         path.write_text(text, encoding="utf-8", newline="")
     print(args.output)
+
+
+def _report(args) -> None:
+    from . import report
+
+    def say(note: str) -> None:
+        print(f"note: {note}", file=sys.stderr)
+
+    print(report.write(args.runs, args.output, args.with_article, say))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -42,6 +43,39 @@ def atomic(path: str | Path) -> Iterator[Path]:
         if temporary is not None:
             with suppress(OSError):
                 temporary.unlink()
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a new folder beside ``path``; when the block ends well it takes the name.
+
+    What was at ``path`` before, a folder or nothing, is deleted only after that.
+
+    Raises:
+        UserError: as ``atomic``; what was at ``path`` is still there then.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        temporary = Path(tempfile.mkdtemp(prefix=".part-", dir=path.parent))
+        temporary.chmod(0o777 & ~_UMASK)
+        yield temporary
+        before = temporary.with_name(f"{temporary.name}-before") if path.exists() else None
+        if before:
+            path.rename(before)
+        try:
+            temporary.rename(path)
+        except BaseException:
+            if before:
+                before.rename(path)
+            raise
+        if before:
+            shutil.rmtree(before, ignore_errors=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def cannot_write(path: str | Path, error: OSError) -> UserError:
