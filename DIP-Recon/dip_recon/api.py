@@ -33,7 +33,7 @@ ELSEWHERE = (
     "folder_path", "imsize", "crop", "in_size", "out_chns", "task", "noise_sigma", "noise_seed",
     "poisson_scale", "runs", "mask_type", "mask_path", "zero_fraction",
     "mask_seed", "sr_factor", "save_folder", "special", "iters_print_acc", "eval_every",
-    "snapshots", "checkpoint_every", "verbose", "batch_size",
+    "snapshots", "checkpoint_every", "verbose", "batch_size", "recipe",
 )  # fmt: skip
 
 

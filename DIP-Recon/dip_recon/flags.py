@@ -169,11 +169,15 @@ def read(cls: type[Options], argv: list[str], prog: str) -> tuple[dict, Switches
 
 
 def fill(cls: type[Options], given: dict) -> tuple[Options, list[str]]:
-    """Convert and check what ``read`` gave; returns the options and the notes."""
+    """Convert and check what ``read`` gave; returns the options and the notes.
+
+    What was not given is as the recipe that was named has it, else as the experiment has it.
+    """
     given = dict(given)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     notes = [note for name in list(given) for note in _published(cls, name, given, fields)]
-    options = cls(**{k: convert(fields[k], v) for k, v in given.items()})
+    found = {k: convert(fields[k], v) for k, v in given.items()}
+    options = cls(**cls.with_recipe(found))
     options.validate()
     return options, notes + _idle(options, given)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -95,16 +95,24 @@ def inpainting_job(item: data.Item, o: Options) -> Job:
         path = Path(o.mask_path) if o.mask_path else item.mask
         if path is None:
             raise UserError(f"--mask_type file: {item.path} has no mask; give --mask_path")
-        mask = load(path, o)
         files = [path]
         try:
-            mask = operators.mask_from_picture(mask, size)
+            mask = _mask(path, o, size)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
     A = operators.Mask(mask)
     y = A(tensor(x))
     problem = Problem(y, A, size, tensor(x), name=item.name)
     return Job(item.name, problem, y[0].numpy(), _digest(item, *files), _like(item.path, o))
+
+
+def _mask(path: Path, o: Options, size: tuple[int, int]) -> np.ndarray:
+    """The mask [1, H, W] of a file, cut and resized as its picture [C, *size] was."""
+    mask = load(path, replace(o, imsize=[-1]))
+    if o.imsize == [-1]:
+        return operators.mask_from_picture(mask, size)
+    mask = enlarge(operators.mask_from_picture(mask), size)
+    return operators.mask_from_picture((mask > 0.5).astype(np.float32), size)
 
 
 def super_resolution_job(item: data.Item, o: Options) -> Job:
