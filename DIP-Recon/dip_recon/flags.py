@@ -14,6 +14,7 @@ from pathlib import Path
 
 import yaml
 
+from . import models
 from .errors import UserError, nearest
 from .options import METHOD_NOISE, GrowingOptions, Options, words
 
@@ -169,11 +170,16 @@ def read(cls: type[Options], argv: list[str], prog: str) -> tuple[dict, Switches
 
 
 def fill(cls: type[Options], given: dict) -> tuple[Options, list[str]]:
-    """Convert and check what ``read`` gave; returns the options and the notes."""
+    """Convert and check what ``read`` gave; returns the options and the notes.
+
+    What was not given is as the network's recipe has it, else as the experiment has it.
+    """
     given = dict(given)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     notes = [note for name in list(given) for note in _published(cls, name, given, fields)]
-    options = cls(**{k: convert(fields[k], v) for k, v in given.items()})
+    found = {k: convert(fields[k], v) for k, v in given.items()}
+    recipe = models.get(found.get("model_type", cls.model_type)).recipe
+    options = cls(**{**recipe, **found})
     options.validate()
     return options, notes + _idle(options, given)
 
@@ -193,6 +199,10 @@ def _idle(o: Options, given: dict) -> list[str]:
         "stabilisation": (o.growing, "--growing True"),
         "overlap": (getattr(o, "tile", 0) > 0, "--tile"),
         "average_last": (o.exp_weight > 0, "--exp_weight above 0"),
+        "exp_start": (
+            o.exp_weight > 0 and not o.average_last,
+            "--exp_weight above 0, and has none with --average_last",
+        ),
         "window": (o.stopping == "ES-WMV", "--stopping ES-WMV"),
         "gamma": (o.decay_lr, "--decay_lr True"),
         "step_size": (o.decay_lr, "--decay_lr True"),
