@@ -16,6 +16,7 @@ from dip_recon.options import (
     InpaintingOptions,
     Options,
     SuperResolutionOptions,
+    TransformerOptions,
 )
 
 EXPERIMENTS = [DenoisingOptions, InpaintingOptions, SuperResolutionOptions]
@@ -67,6 +68,26 @@ def test_every_published_flag_is_known_to_every_experiment(cls):
     for word in words:
         value = re.search(rf"{word} (\S+)", DECODER + LPF + INPUT + ALL)[1]
         read(cls, f"{word} {value} --input_image_name x.png")
+
+
+def test_the_flags_of_transformer_dip(capsys):
+    flags = "--epochs 5 --lr1 2e-4 --input_dir in --img_dir out --display_epoch 3 --seed 9"
+    options, _, notes = read(TransformerOptions, f"{flags} --use_sigmoid false")
+    assert not notes and (options.num_iters, options.lr, options.iters_print_acc) == (5, 2e-4, 3)
+    assert (options.folder_path, options.save_folder, options.seed) == ("in", "out", 9)
+    assert options.need_sigmoid is False
+    options, _, _ = read(TransformerOptions, "")
+    assert (options.model_type, options.seed, options.lr) == ("Swin_upsample", 12345, 8e-4)
+    assert (options.num_iters, options.exp_start, options.iters_print_acc) == (3000, 100, 100)
+    assert read(TransformerOptions, "--num_iters 5")[0].num_iters == 5
+    with pytest.raises(UserError, match="did you mean --epochs"):
+        read(TransformerOptions, "--epoch 5")
+    with pytest.raises(UserError, match="unknown flag --epochs"):
+        read(DenoisingOptions, "--epochs 5")
+    with pytest.raises(SystemExit):
+        read(TransformerOptions, "--help")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--lr V, --lr1 V learning rate (default 0.0008)" in said
 
 
 def test_fractions_and_booleans():

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from .errors import UserError, nearest
 
@@ -221,6 +222,7 @@ class Options:
 
     TASKS = ()
     UNUSED = ()  # published flags that this experiment has no use for, whatever they say
+    ALIASES: ClassVar[dict[str, str]] = {}  # other published names of options -> ours
 
     def validate(self) -> None:
         """Raise UserError for a value out of range, naming the flag."""
@@ -398,6 +400,25 @@ class TiledOptions(GrowingOptions):
     stabilisation: list[int] = option(
         [13, 16, 19, 22, 4000], "iterations at each level after that", kind=int, at_least=1
     )
+
+
+@dataclass
+class TransformerOptions(DenoisingOptions):
+    """transformer-DIP: a Swin U-Net with unlearnt upsampling, or --model_type Swin_expand."""
+
+    model_type: str = option("Swin_upsample", "network by name", kind=str)
+    seed: int = option(
+        12345, "seed of weights, input, noise and jitter", kind=int, at_least=0, at_most=2**32 - 2
+    )
+
+    ALIASES: ClassVar[dict[str, str]] = {
+        "epochs": "num_iters",
+        "lr1": "lr",
+        "input_dir": "folder_path",
+        "img_dir": "save_folder",
+        "display_epoch": "iters_print_acc",
+        "use_sigmoid": "need_sigmoid",
+    }
 
 
 @dataclass
