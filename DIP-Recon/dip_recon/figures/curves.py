@@ -101,7 +101,7 @@ def networks(records: list[Record]) -> Drawing:
     places = ["mean", *names] if len(names) > 1 else names
     for n, (name, runs) in enumerate(series.items()):
         style = line(n)
-        _draw(left, curves[name], shorten(name), style)
+        _draw(left, curves[name], shorten(name), style, band=False)
         rows += curves[name].rows(panel="PSNR", series=name)
         by_picture = group(runs, lambda r: r.picture)
         sets = {places[-len(names) + i]: by_picture.get(p, []) for i, p in enumerate(pictures)}
@@ -114,18 +114,19 @@ def networks(records: list[Record]) -> Drawing:
             (oracle, _), (stopped, spread) = (
                 over_seeds(sets[place], key) for key in ("psnr_oracle", "psnr_stopped")
             )
-            look = {"color": style["color"], "marker": MARKERS[n % len(MARKERS)], "ms": 5, "ls": ""}
+            look = {"color": style["color"], "marker": MARKERS[n % len(MARKERS)], "ls": ""}
             right.plot([at + beside] * 2, [stopped, oracle], color=style["color"], lw=0.8)
-            right.plot(at + beside, stopped, **look)
-            right.plot(at + beside, oracle, mfc="white", **look)
+            right.plot(at + beside, oracle, mfc="white", ms=7, **look)
+            right.plot(at + beside, stopped, ms=3.5, **look)
             rows.append(
                 {"panel": "pictures", "series": name, "picture": place, "oracle": oracle,
                  "stopped": stopped, "stopped deviation": spread, "n": len(sets[place])}
             )  # fmt: skip
     rows.append({"panel": "PSNR", **_noisy(left, [r for runs in series.values() for r in runs])})
-    left.set(ylabel="PSNR of the moving average (dB)")
+    left.set(ylabel="PSNR of the moving average (dB)", title="all pictures")
     _iterations(left, curves)
     _levels(left, curves, rows)
+    right.set_title("each picture, and their mean" if len(names) > 1 else "the picture")
     right.set_xticks(range(len(places)), [shorten(place, 12) for place in places])
     right.set_xlim(-0.5, len(places) - 0.5)
     if len(places) > 4:

@@ -26,8 +26,10 @@ PATCH = 4  # pixels a side of what becomes one token
 MLP_RATIO = 4
 APART = -1e4  # added to the logits of tokens that must not see each other: their weight is 0
 
-SWIN = "Liu et al.: Swin Transformer, ICCV 2021"
-SOURCE = f"{SWIN}; Cao et al.: Swin-Unet, 2021; Liu et al.: The Devil is in the Upsampling, 2023"
+SOURCE = (
+    "Liu et al.: Swin Transformer, ICCV 2021; Cao et al.: Swin-Unet, 2021; run in Liu et al.: "
+    "The Devil is in the Upsampling, ICCV 2023"
+)
 # lr, iterations, input and average of the transformer experiment of Liu et al. 2023
 RECIPE = {
     "lr": 8e-4,
