@@ -251,6 +251,9 @@ def test_listings(capsys):
     assert (
         rows["DIP_orig"]["parameters"] == 2_217_831 and rows["DIP_2_scaled"]["options"]["dim"] == 64
     )
+    recipes = {name: row["recipe"] for name, row in rows.items()}
+    assert recipes["Swin_expand"]["exp_start"] == 100 and recipes["DIP_orig"] == {}
+    assert rows["Swin_upsample"]["options"]["num_heads"] == [4, 8, 8, 6]
     assert run("upsamplers", "--json", "LPF2", "taps:1,2,1") == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["taps"] for row in rows] == [[0.25, 0.5, 0.25]] * 2
@@ -259,6 +262,7 @@ def test_listings(capsys):
     assert rows["bundled"]["here"] and rows["set9"]["files"] == 9
     for listing in ("models", "upsamplers"):
         assert run(listing) == 0
+    assert "Swin_expand is fitted with --lr 0.0008 --num_iters 3000" in capsys.readouterr().out
     assert run("data", "list") == 0
 
 

@@ -179,6 +179,25 @@ def test_upsampling(tmp_path):
     assert numbers(noisy, "mean", "n") == [20, 6] and noisy["iteration"] == ""
 
 
+def test_networks(tmp_path):
+    for picture, seed, shift in (("a", 7, 0), ("a", 8, 1), ("b", 7, 5), ("b", 8, 6)):
+        made(tmp_path, picture, seed, 27 + shift, model_type="Swin_upsample")
+        made(
+            tmp_path, picture, seed, 25 + shift, oracle=26 + shift, model_type="Swin_expand",
+            upsample_mode=None,
+        )  # fmt: skip
+    rows, notes = drawn("networks", tmp_path, tmp_path / "out")
+    assert notes == []
+    last = one(rows, panel="PSNR", series="Swin_upsample, bilinear", iteration=10)
+    assert numbers(last, "mean", "n") == [29, 4], "of the moving average"
+    mean = one(rows, panel="pictures", series="Swin_expand", picture="mean")
+    assert numbers(mean, "oracle", "stopped", "n") == [29, 28, 4]
+    assert float(mean["stopped deviation"]) == pytest.approx(math.sqrt(0.5), abs=1e-5)
+    b = one(rows, panel="pictures", series="Swin_upsample, bilinear", picture="b")
+    assert numbers(b, "oracle", "stopped", "n") == [33, 32.5, 2]
+    assert numbers(one(rows, series="noisy picture"), "mean", "n") == [20, 8]
+
+
 def test_an_unfinished_sweep_is_noted(tmp_path, capsys):
     for mode in ("bilinear", "nearest"):
         made(tmp_path, "a", psnr=30, upsample_mode=mode)

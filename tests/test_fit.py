@@ -11,6 +11,7 @@ from dip_recon.fit import (
     Backtracking,
     Decay,
     LastOutputs,
+    MovingAverage,
     bf16_available,
     choose,
     fit,
@@ -96,6 +97,29 @@ def test_schedule_sets_the_learning_rate(fresh):
     state = fresh(schedule=Decay(0.5, 2))
     fit(state, 4, [lambda s: seen.append(s.optimizer.param_groups[0]["lr"])])
     assert seen == [0.01, 0.01, 0.005, 0.005]
+
+
+def test_the_moving_average_may_begin_late(fresh, tmp_path):
+    outs, averages = [], []
+
+    def watch(state):
+        outs.append(state.out)
+        averages.append(state.smoothed.clone())
+
+    fit(fresh(ema=0.9, average=MovingAverage(3)), 6, [watch])
+    for out, average in zip(outs[:4], averages, strict=False):
+        assert torch.equal(out, average)
+    expected = outs[3]
+    for i in (4, 5):
+        expected = 0.9 * expected + 0.1 * outs[i]
+        torch.testing.assert_close(averages[i], expected)
+    for cut in (2, 4, 5):
+        state = fresh(ema=0.9, average=MovingAverage(3))
+        fit(state, cut)
+        torch.save(state.state_dict(), tmp_path / "c.pt")
+        again = fresh(ema=0.9, average=MovingAverage(3))
+        again.load_state_dict(torch.load(tmp_path / "c.pt", weights_only=True))
+        assert torch.equal(fit(again, 6).ema, averages[5])
 
 
 def test_the_mean_of_the_last_outputs(fresh, tmp_path):

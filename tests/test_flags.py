@@ -16,6 +16,7 @@ from dip_recon.options import (
     InpaintingOptions,
     Options,
     SuperResolutionOptions,
+    TransformerOptions,
 )
 
 EXPERIMENTS = [DenoisingOptions, InpaintingOptions, SuperResolutionOptions]
@@ -69,6 +70,26 @@ def test_every_published_flag_is_known_to_every_experiment(cls):
         read(cls, f"{word} {value} --input_image_name x.png")
 
 
+def test_the_flags_of_transformer_dip(capsys):
+    flags = "--epochs 5 --lr1 2e-4 --input_dir in --img_dir out --display_epoch 3 --seed 9"
+    options, _, notes = read(TransformerOptions, f"{flags} --use_sigmoid false")
+    assert not notes and (options.num_iters, options.lr, options.iters_print_acc) == (5, 2e-4, 3)
+    assert (options.folder_path, options.save_folder, options.seed) == ("in", "out", 9)
+    assert options.need_sigmoid is False
+    options, _, _ = read(TransformerOptions, "")
+    assert (options.model_type, options.seed, options.lr) == ("Swin_upsample", 12345, 8e-4)
+    assert (options.num_iters, options.exp_start, options.iters_print_acc) == (3000, 100, 100)
+    assert read(TransformerOptions, "--num_iters 5")[0].num_iters == 5
+    with pytest.raises(UserError, match="did you mean --epochs"):
+        read(TransformerOptions, "--epoch 5")
+    with pytest.raises(UserError, match="unknown flag --epochs"):
+        read(DenoisingOptions, "--epochs 5")
+    with pytest.raises(SystemExit):
+        read(TransformerOptions, "--help")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--lr V, --lr1 V learning rate (default 0.0008)" in said
+
+
 def test_fractions_and_booleans():
     options, _, _ = read(DenoisingOptions, "--reg_noise_std 1/20 --verbose yes --decay_lr F")
     assert options.reg_noise_std == 0.05 and options.verbose and not options.decay_lr
@@ -78,7 +99,13 @@ def test_a_flag_that_changes_nothing_is_said_to():
     _, _, notes = read(InpaintingOptions, "--noise_sigma 25")
     assert notes == ["--noise_sigma 25 changes nothing in inpainting"]
     assert read(DenoisingOptions, "--noise_sigma 25")[2] == []
-    for flags in ("--patience 9", "--gamma 0.5", "--decay 1e-8 0", "--input_image_name x.png"):
+    for flags in (
+        "--patience 9",
+        "--gamma 0.5",
+        "--decay 1e-8 0",
+        "--input_image_name x.png",
+        "--exp_start 9 --exp_weight 0",
+    ):
         assert "has no effect without" in read(DenoisingOptions, flags)[2][0]
 
 
@@ -86,6 +113,33 @@ def test_every_option_of_every_network_is_a_flag():
     for name in models.names():
         assert set(models.get(name).options) <= set(NETWORK_OPTIONS), name
     assert set(NETWORK_OPTIONS) <= {f.name for f in dataclasses.fields(Options)}
+
+
+def test_every_recipe_is_of_options_of_the_fit():
+    assert any(models.get(name).recipe for name in models.names())
+    for name in models.names():
+        recipe = models.get(name).recipe
+        assert not set(recipe) & {*NETWORK_OPTIONS, *models.get(name).options}, name
+        for cls in EXPERIMENTS:
+            options = cls(**recipe)  # raises for what is none of its options
+            options.validate()
+            for key, value in recipe.items():
+                assert isinstance(getattr(cls(), key), type(value)), (name, key)
+
+
+def test_a_network_has_its_own_defaults_of_the_fit(tmp_path):
+    recipe = models.get("Swin_upsample").recipe
+    assert recipe["lr"] == 8e-4 and recipe["exp_start"] == 100 and recipe["num_iters"] == 3000
+    assert recipe["input_scale"] == 0.2 and recipe["reg_noise_std"] == 1 / 50
+    options, _, notes = read(DenoisingOptions, "--model_type Swin_upsample")
+    assert {key: getattr(options, key) for key in recipe} == recipe and not notes
+    # a flag wins over it, even at the experiment's default, and so does a file
+    options, _, _ = read(DenoisingOptions, "--model_type Swin_upsample --lr 0.01 --exp_start 0")
+    assert options.lr == 0.01 and options.exp_start == 0 and options.input_scale == 0.2
+    (tmp_path / "o.yaml").write_text("{model_type: Swin_expand, num_iters: 7}")
+    options, _, _ = parse(DenoisingOptions, ["--config", str(tmp_path / "o.yaml")], "test")
+    assert options.num_iters == 7 and options.lr == 8e-4
+    assert read(DenoisingOptions, "")[0] == DenoisingOptions()
 
 
 @pytest.mark.parametrize("cls", EXPERIMENTS)

@@ -7,6 +7,12 @@ import torch
 
 from dip_recon import models
 from dip_recon.errors import UserError
+from dip_recon.fit import fit
+from dip_recon.flags import fill
+from dip_recon.options import DenoisingOptions
+from dip_recon.prepare import prepare, resolve
+from dip_recon.problem import Problem
+from dip_recon.tasks import Job
 
 PICTURES = [(3, 37, 31), (1, 40, 56)]
 
@@ -79,10 +85,34 @@ def test_every_network_in_bf16_channels_last(name):
     assert all(p.grad.isfinite().all() for p in taught)
 
 
+@pytest.mark.parametrize("name", models.names())
+def test_every_network_resumed_goes_on_to_the_same_bits(name, picture, tmp_path):
+    x = picture(3, (40, 48))
+    given = {"model_type": name, **small_options(name), "num_iters": 4, "exp_start": 1}
+    given |= {"progressive": models.get(name).progressive}
+    options, _ = resolve(fill(DenoisingOptions, given)[0])
+    y = torch.from_numpy(x)[None]
+    job = Job("picture", Problem.denoising(y, y), x, "")
+
+    def fresh():
+        return prepare(job, options, torch.device("cpu"), "fp32")
+
+    expected = fit(fresh(), 4)
+    begun = fresh()
+    fit(begun, 2)
+    torch.save(begun.state_dict(), tmp_path / "state.pt")
+    resumed = fresh()
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    found = fit(resumed, 4)
+    assert torch.equal(found.out, expected.out) and torch.equal(found.ema, expected.ema)
+
+
 @pytest.mark.parametrize("mode", models.upsamplers.names())
-@pytest.mark.parametrize("name", ["DIP_2_scaled", "DD", "ConvDecoder", "ConvDecoder_LPF"])
+@pytest.mark.parametrize(
+    "name", ["DIP_2_scaled", "DD", "ConvDecoder", "ConvDecoder_LPF", "Swin_upsample"]
+)
 def test_every_upsampler_in_every_kind_of_network(name, mode):
-    if name == "DIP_2_scaled" and mode == "None":
+    if not models.get(name).progressive and mode == "None":
         pytest.skip("only decoders can leave the upsampling out")
     progressive = models.get(name).progressive and mode != "None"
     network, z = make(name, 3, (21, 34), progressive, dim=8, upsample_mode=mode)

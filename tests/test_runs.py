@@ -177,6 +177,19 @@ def script(name, *flags, **more):
     )  # fmt: skip
 
 
+def test_transformer_dip_runs_from_anywhere_and_saves_its_recipe(folder, tmp_path):
+    flags = f"--epochs 3 --input_dir {folder} --img_dir out --display_epoch 1 --dim 8 --device cpu"
+    process = script("transformer-DIP/train.py", *flags.split(), cwd=tmp_path)
+    out, error = process.communicate()
+    assert process.returncode == 0, error
+    assert "lr: 0.0008" in out and "exp_start: 100" in out and "Iteration 00002" in out
+    config = Run(tmp_path / "out/denoising/Swin_upsample/grey").config()
+    assert config["seed"] == 12345 and config["num_heads"] == [4, 8, 8, 6]
+    assert {k: config[k] for k in ("lr", "num_iters", "exp_start", "input_dim")} == {
+        "lr": 8e-4, "num_iters": 3, "exp_start": 100, "input_dim": 32,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("stopping", ["fixed", "ES-WMV"])
 def test_killed_three_times_and_resumed_is_identical(folder, tmp_path, stopping):
     (folder / "grey.png").unlink()

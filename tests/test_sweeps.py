@@ -283,7 +283,7 @@ def started(path, tmp_path, *words):
     )  # fmt: skip
 
 
-def until(condition, process, seconds=90):
+def until(condition, process, seconds=300):
     limit = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()

@@ -360,5 +360,7 @@ def _options(options: dict, like: Options) -> dict:
         if name not in known:
             raise UserError(f"{name}: no such option; {nearest(name, known)}")
     found = {name: convert(known[name], value) for name, value in options.items()}
+    if "model_type" in found:
+        found = models.get(found["model_type"]).recipe | found
     replace(like, **found).validate()
     return found

@@ -281,21 +281,28 @@ def _print(rows: list[dict], as_json: bool, columns: dict[str, Callable]) -> Non
 
 def _models(args) -> None:
     from . import models
+    from .options import words
 
     rows = []
     for name in models.names():
         entry = models.get(name)
         parameters = models.count_parameters(name)
         described = {"name": name, "parameters": parameters, "options": entry.options}
-        rows.append({**described, "summary": entry.summary, "source": entry.source})
+        described |= {"recipe": entry.recipe, "summary": entry.summary, "source": entry.source}
+        rows.append(described)
     columns = {
         "name": lambda r: r["name"],
         "parameters": lambda r: f"{r['parameters']:,}",
         "what it is": lambda r: r["summary"],
     }
     _print(rows, args.json, columns)
-    if not args.json:
-        print("\nParameters at the defaults, for a colour picture. Options: --json")
+    if args.json:
+        return
+    print("\nParameters at the defaults, for a colour picture. Options: --json")
+    for row in rows:
+        if row["recipe"]:
+            flags = " ".join(f"--{k} {words([v])}" for k, v in row["recipe"].items())
+            print(f"{row['name']} is fitted with {flags}, unless told otherwise")
 
 
 def _upsamplers(args) -> None:

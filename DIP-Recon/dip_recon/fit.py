@@ -131,14 +131,18 @@ class MovingAverage:
     """Exponential moving average of the outputs with weight ``state.ema`` on the past.
 
     An average is called with the state after every output and returns the candidate picture; with
-    ``state.ema`` 0 that is the output itself. It begins anew when ``state.smoothed`` is None.
+    ``state.ema`` 0 that is the output itself. It begins anew when ``state.smoothed`` is None, and
+    first of all with the output of iteration ``start``; until then the candidate is the output.
     """
+
+    def __init__(self, start: int = 0) -> None:
+        self.start = start
 
     def __call__(self, state: State) -> Tensor:
         if not state.ema:
             return state.out
-        if state.smoothed is None:
-            return state.out.clone()
+        if state.smoothed is None or state.iteration <= self.start:
+            return state.out.clone()  # it is changed in place
         return state.smoothed.lerp_(state.out, 1 - state.ema)
 
     def state_dict(self) -> dict:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import yaml
 
+from . import models
 from .errors import UserError, nearest
 from .options import METHOD_NOISE, GrowingOptions, Options, words
 
@@ -99,17 +100,19 @@ class Switches:
 def parser(cls: type[Options], prog: str) -> argparse.ArgumentParser:
     """The argument parser of an experiment: a flag a field, and the published ones that are off."""
     parser = _Parser(prog=prog, description=cls.__doc__, allow_abbrev=False)
+    recipe = models.get(cls.model_type).recipe
     for f in dataclasses.fields(cls):
         many = f.default_factory is not dataclasses.MISSING
-        default = f.default_factory() if many else f.default
+        default = recipe.get(f.name, f.default_factory() if many else f.default)
         shown = words(default if many else [default])
         text = f.metadata["help"]
         if "choices" in f.metadata:
             text += f": {', '.join(f.metadata['choices'])}"
         if shown not in ("None", ""):
             text += f" (default {shown})"
+        other = [f"--{alias}" for alias, name in cls.ALIASES.items() if name == f.name]
         parser.add_argument(
-            f"--{f.name}", nargs="+" if many else None, default=None, metavar="V",
+            f"--{f.name}", *other, nargs="+" if many else None, default=None, metavar="V",
             help=text.replace("%", "%%"),
         )  # fmt: skip
     for name in (*OFF, *DEPENDENT, *cls.UNUSED):
@@ -156,7 +159,7 @@ def read(cls: type[Options], argv: list[str], prog: str) -> tuple[dict, Switches
             raise UserError(f"unknown flag {word.split('=')[0]}: {_closest(name, known)}")
     if unknown:
         raise UserError(f"unexpected {unknown[0]!r}: every value follows a --flag")
-    given = _read_yaml(args.config, known) if args.config else {}
+    given = _read_yaml(args.config, [a.dest for a in p._actions]) if args.config else {}
     given |= {k: v for k, v in vars(args).items() if v is not None and k not in _COMMAND}
     switches = {f.name: getattr(args, f.name, f.default) for f in dataclasses.fields(Switches)}
     try:
@@ -171,13 +174,16 @@ def read(cls: type[Options], argv: list[str], prog: str) -> tuple[dict, Switches
 def fill(cls: type[Options], given: dict) -> tuple[Options, list[str]]:
     """Convert and check what ``read`` gave; returns the options and the notes.
 
-    What was not given is as the recipe that was named has it, else as the experiment has it.
+    What was not given is as the named recipe has it, else as the network's own recipe has it, else
+    as the experiment has it.
     """
     given = dict(given)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     notes = [note for name in list(given) for note in _published(cls, name, given, fields)]
     found = {k: convert(fields[k], v) for k, v in given.items()}
-    options = cls(**cls.with_recipe(found))
+    found = cls.with_recipe(found)
+    network = models.get(found.get("model_type", cls.model_type)).recipe
+    options = cls(**(network | found))
     options.validate()
     return options, notes + _idle(options, given)
 
@@ -197,6 +203,10 @@ def _idle(o: Options, given: dict) -> list[str]:
         "stabilisation": (o.growing, "--growing True"),
         "overlap": (getattr(o, "tile", 0) > 0, "--tile"),
         "average_last": (o.exp_weight > 0, "--exp_weight above 0"),
+        "exp_start": (
+            o.exp_weight > 0 and not o.average_last,
+            "--exp_weight above 0, and has none with --average_last",
+        ),
         "window": (o.stopping == "ES-WMV", "--stopping ES-WMV"),
         "gamma": (o.decay_lr, "--decay_lr True"),
         "step_size": (o.decay_lr, "--decay_lr True"),

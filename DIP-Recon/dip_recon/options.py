@@ -36,7 +36,11 @@ class Options:
     )
     crop: list[int] = option([], "cut H W from the middle first", kind=int, at_least=1)
     # network
-    model_type: str = option("DIP_2_scaled", "network by name: see `dip-recon models`", kind=str)
+    model_type: str = option(
+        "DIP_2_scaled",
+        "network by name: see `dip-recon models`; some have defaults of their own for what follows",
+        kind=str,
+    )
     dim: list[int] = option(
         [], "channels a layer (one number, or one a scale)", kind=int, at_least=1, at_most=65536
     )
@@ -60,6 +64,15 @@ class Options:
         None, "skip connections, counted from the deepest", kind=int, at_least=0, at_most=16
     )
     num_layers: int | None = option(None, "layers of a decoder", kind=int, at_least=1, at_most=64)
+    depth: list[int] = option(
+        [], "attention blocks (one number, or one a scale)", kind=int, at_least=1, at_most=64
+    )
+    num_heads: list[int] = option(
+        [], "heads of attention (one number, or one a scale)", kind=int, at_least=1, at_most=1024
+    )
+    window_size: int | None = option(
+        None, "tokens a side of an attention window", kind=int, at_least=1, at_most=64
+    )
     filter_size_down: int | None = option(
         None, "kernel size going down", kind=int, at_least=1, at_most=255
     )
@@ -125,6 +138,13 @@ class Options:
         "weight of the past in the moving average of outputs; 0 for none",
         kind=float,
         at_least=0,
+    )
+    exp_start: int = option(
+        0,
+        "iteration that the moving average begins with; until then the output itself counts",
+        kind=int,
+        at_least=0,
+        at_most=10**9,
     )
     average_last: int = option(
         0,
@@ -202,6 +222,7 @@ class Options:
 
     TASKS = ()
     UNUSED = ()  # published flags that this experiment has no use for, whatever they say
+    ALIASES: ClassVar[dict[str, str]] = {}  # other published names of options -> ours
     RECIPES: ClassVar[dict[str, dict]] = {}  # --recipe -> the options that it stands for
 
     @classmethod
@@ -266,9 +287,9 @@ class Options:
 
 
 NETWORK_OPTIONS = (
-    "dim", "up_dim", "skip_dim", "num_scales", "num_skips", "num_layers", "filter_size_down",
-    "filter_size_up", "filter_skip_size", "need1x1", "exact_last", "upsample_mode",
-    "downsample_mode", "act_func", "norm_func", "pad",
+    "dim", "up_dim", "skip_dim", "num_scales", "num_skips", "num_layers", "depth", "num_heads",
+    "window_size", "filter_size_down", "filter_size_up", "filter_skip_size", "need1x1",
+    "exact_last", "upsample_mode", "downsample_mode", "act_func", "norm_func", "pad",
     "need_sigmoid", "need_tanh", "need_relu",
 )  # fmt: skip
 
@@ -442,6 +463,25 @@ class TiledOptions(GrowingOptions):
     stabilisation: list[int] = option(
         [13, 16, 19, 22, 4000], "iterations at each level after that", kind=int, at_least=1
     )
+
+
+@dataclass
+class TransformerOptions(DenoisingOptions):
+    """transformer-DIP: a Swin U-Net with unlearnt upsampling, or --model_type Swin_expand."""
+
+    model_type: str = option("Swin_upsample", "network by name", kind=str)
+    seed: int = option(
+        12345, "seed of weights, input, noise and jitter", kind=int, at_least=0, at_most=2**32 - 2
+    )
+
+    ALIASES: ClassVar[dict[str, str]] = {
+        "epochs": "num_iters",
+        "lr1": "lr",
+        "input_dir": "folder_path",
+        "img_dir": "save_folder",
+        "display_epoch": "iters_print_acc",
+        "use_sigmoid": "need_sigmoid",
+    }
 
 
 @dataclass

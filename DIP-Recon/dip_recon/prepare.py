@@ -48,14 +48,20 @@ def resolve(o: Options) -> tuple[Options, str | None]:
     unused += [name for name in ("in_size", "out_chns") if getattr(o, name)]
     names = [f"--{k} {words(v if isinstance(v := getattr(o, k), list) else [v])}" for k in unused]
     note = f"{o.model_type} does not use {' '.join(names)}" if names else None
-    lists = ("dim", "up_dim", "skip_dim")
+    lists = [k for k in NETWORK_OPTIONS if isinstance(getattr(o, k), list)]
     empty = {k: [] if k in lists else None for k in NETWORK_OPTIONS}
-    filled = {k: v if isinstance(v, list) or k not in lists else [v] for k, v in used.items()}
-    filled = {k: [] if v == [None] else v for k, v in filled.items()}
+    filled = {k: _listed(v) if k in lists else v for k, v in used.items()}
     input_dim = o.input_dim
     if o.noise_method == "noise" and input_dim is None:
         input_dim = entry.input_dim(used)
     return replace(o, **(empty | filled), input_dim=input_dim, in_size=[], out_chns=None), note
+
+
+def _listed(value) -> list:
+    """A network's option as a list: one value, several, or none."""
+    if isinstance(value, list | tuple):
+        return list(value)
+    return [] if value is None else [value]
 
 
 def network_settings(job: Job, o: Options) -> dict:
@@ -172,7 +178,7 @@ def prepare(job: Job, o: Options, device: torch.device, precision: str) -> State
         loss_fn=LOSSES[o.loss_func],
         tv_weight=o.tv_weight,
         schedule=schedule,
-        average=LastOutputs(o.average_last) if o.average_last else MovingAverage(),
+        average=LastOutputs(o.average_last) if o.average_last else MovingAverage(o.exp_start),
         stopping=rule,
         backtracking=Backtracking(o.backtracking, o.backtracking_lr) if o.backtracking else None,
         precision=precision,

@@ -11,11 +11,12 @@ from matplotlib.figure import Figure
 
 from ..errors import UserError
 from .methods import mixed
-from .records import Curve, Record, curve, fair, group, upsampler
+from .records import Curve, Record, curve, fair, group, over_seeds, upsampler
 from .style import (
     COLUMN,
     DASHES,
     GREY,
+    MARKERS,
     NOISY,
     PAGE,
     Drawing,
@@ -81,6 +82,67 @@ def network_input(records: list[Record]) -> Drawing:
     _levels(axes, curves, rows)
     put_legend(figure, axes)
     return Drawing(figure, rows, f"{MEAN}.", notes + mixed(series) + _cut(curves))
+
+
+def networks(records: list[Record]) -> Drawing:
+    """A line a network and upsampler, and beside it what each picture's runs came to.
+
+    The transformer experiment of Liu et al., "The Devil is in the Upsampling", ICCV 2023: the same
+    network with unlearnt and with learnt upsampling. PSNRs are of the moving average; on the right
+    hollow marks are oracles, and filled ones what was stopped, means over seeds.
+    """
+    series, notes = fair(group(records, network_name))
+    curves = {name: curve(runs, "psnr_gt_sm") for name, runs in series.items()}
+    figure = Figure(figsize=(PAGE, 3.0), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    rows = []
+    pictures = sorted({run.picture for runs in series.values() for run in runs}, key=natural)
+    names = [picture for picture, _ in pictures]
+    places = ["mean", *names] if len(names) > 1 else names
+    for n, (name, runs) in enumerate(series.items()):
+        style = line(n)
+        _draw(left, curves[name], shorten(name), style, band=False)
+        rows += curves[name].rows(panel="PSNR", series=name)
+        by_picture = group(runs, lambda r: r.picture)
+        sets = {places[-len(names) + i]: by_picture.get(p, []) for i, p in enumerate(pictures)}
+        if len(names) > 1:
+            sets = {"mean": runs, **sets}
+        beside = 0.3 * (n - (len(series) - 1) / 2) / max(len(series) - 1, 1)
+        for at, place in enumerate(places):
+            if not sets[place]:
+                continue
+            (oracle, _), (stopped, spread) = (
+                over_seeds(sets[place], key) for key in ("psnr_oracle", "psnr_stopped")
+            )
+            look = {"color": style["color"], "marker": MARKERS[n % len(MARKERS)], "ls": ""}
+            right.plot([at + beside] * 2, [stopped, oracle], color=style["color"], lw=0.8)
+            right.plot(at + beside, oracle, mfc="white", ms=7, **look)
+            right.plot(at + beside, stopped, ms=3.5, **look)
+            rows.append(
+                {"panel": "pictures", "series": name, "picture": place, "oracle": oracle,
+                 "stopped": stopped, "stopped deviation": spread, "n": len(sets[place])}
+            )  # fmt: skip
+    rows.append({"panel": "PSNR", **_noisy(left, [r for runs in series.values() for r in runs])})
+    left.set(ylabel="PSNR of the moving average (dB)", title="all pictures")
+    _iterations(left, curves)
+    _levels(left, curves, rows)
+    right.set_title("each picture, and their mean" if len(names) > 1 else "the picture")
+    right.set_xticks(range(len(places)), [shorten(place, 12) for place in places])
+    right.set_xlim(-0.5, len(places) - 0.5)
+    if len(places) > 4:
+        right.tick_params(axis="x", rotation=40)
+    if len(names) > 1:
+        right.axvline(0.5, color=GREY, lw=0.8)
+    right.grid(alpha=0.3, axis="y")
+    put_legend(figure, left)
+    caption = f"{MEAN}. Right: hollow, at the best moment (oracle); filled, where the runs stopped."
+    return Drawing(figure, rows, caption, notes + mixed(series) + _cut(curves))
+
+
+def network_name(record: Record) -> str:
+    """A network, and the upsampler where one was chosen for it."""
+    mode = record.config.get("upsample_mode")
+    return f"{record.network}, {mode}" if mode else record.network
 
 
 def input_name(record: Record) -> str:

@@ -13,7 +13,7 @@ from matplotlib import rc_context
 from ..errors import UserError, nearest
 from ..files import atomic
 from ..runs import make_folder
-from .curves import low_pass, network_input, upsampling
+from .curves import low_pass, network_input, networks, upsampling
 from .records import Record, load
 from .sizes import architecture, parameters_and_psnr, width_by_texture
 from .spectra import spectra
@@ -35,6 +35,9 @@ FIGURES = {
     "width": Entry("PSNR by width and texture class", width_by_texture),
     "architecture": Entry("PSNR by depth, skips and width of DIP_2_scaled", architecture),
     "input": Entry("PSNR along the iterations by network input", network_input),
+    "networks": Entry(
+        "PSNR along the iterations by network, and each picture's (transformer-DIP)", networks
+    ),
     "table2": Entry("parameters against PSNR, a panel a set (Table 2)", parameters_and_psnr),
     "time": Entry("PSNR against time, one run and the mean of several (PG-DIP)", psnr_and_time),
     "spectra": Entry("which frequencies are fitted when, by upsampler", spectra),

@@ -29,6 +29,8 @@ class Entry:
 
     ``fixed`` holds the options that the name pins. ``small_input(out_size, **options)`` gives the
     input size of a progressive decoder, and is None for networks whose input is full size.
+    ``recipe`` has the network's own defaults of the fit's options, such as ``lr``, which stand in
+    the place of the experiment's where the user has not given the flag.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Entry:
     builder: Callable[..., nn.Module] = field(repr=False)
     fixed: dict[str, object] = field(default_factory=dict)
     small_input: Callable[..., Size] | None = field(default=None, repr=False)
+    recipe: dict[str, object] = field(default_factory=dict)
 
     @property
     def options(self) -> dict[str, object]:
@@ -78,13 +81,15 @@ def register(
     source: str,
     fixed: Mapping[str, object] | None = None,
     small_input: Callable[..., Size] | None = None,
+    recipe: Mapping[str, object] | None = None,
 ) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
     """Decorator: make a builder known as ``name``. A name can be taken only once (ValueError)."""
 
     def add(builder: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         if name in _ENTRIES:
             raise ValueError(f"a network called {name!r} is registered already")
-        _ENTRIES[name] = Entry(name, summary, source, builder, dict(fixed or {}), small_input)
+        pinned, fit = dict(fixed or {}), dict(recipe or {})
+        _ENTRIES[name] = Entry(name, summary, source, builder, pinned, small_input, fit)
         return builder
 
     return add
