@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from dip_recon import models
+from dip_recon.data.sets import manifest
 from dip_recon.errors import UserError
 from dip_recon.flags import parse
 from dip_recon.options import (
@@ -18,6 +19,7 @@ from dip_recon.options import (
     SuperResolutionOptions,
     TransformerOptions,
 )
+from dip_recon.prepare import resolve
 
 EXPERIMENTS = [DenoisingOptions, InpaintingOptions, SuperResolutionOptions]
 
@@ -140,6 +142,71 @@ def test_a_network_has_its_own_defaults_of_the_fit(tmp_path):
     options, _, _ = parse(DenoisingOptions, ["--config", str(tmp_path / "o.yaml")], "test")
     assert options.num_iters == 7 and options.lr == 8e-4
     assert read(DenoisingOptions, "")[0] == DenoisingOptions()
+
+
+DEMONSTRATIONS = {
+    "kate": dict(
+        upsample_mode="nearest", skip_dim=[128], num_iters=6001, reg_noise_std=0.03, input_dim=32,
+        mask_type="file", lr=0.01, num_scales=5, dim=[128], exp_weight=0,
+    ),
+    "vase": dict(
+        noise_method="meshgrid", skip_dim=[0], upsample_mode="nearest", num_iters=5001,
+        reg_noise_std=0.03, mask_type="file", dim=[128],
+    ),
+    "library": dict(
+        input_dim=1, num_scales=6, dim=[16, 32, 64, 128, 128, 128], skip_dim=[0],
+        filter_size_down=5, filter_size_up=3, upsample_mode="nearest", need1x1=False,
+        num_iters=3001, reg_noise_std=0, mask_type="file",
+    ),
+    "snail": dict(
+        input_dim=3, dim=[8, 16, 32, 64, 128], skip_dim=[0, 0, 0, 4, 4], upsample_mode="bilinear",
+        num_iters=2400, reg_noise_std=1 / 30, task="real_denoising", exp_weight=0.99,
+    ),
+    "flash": dict(
+        noise_method="image", input_image_name="dip-demos/cave01_00_flash", num_iters=601, lr=0.1,
+        folder_path="dip-demos/cave01_01_noflash", task="real_denoising", reg_noise_std=0,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DEMONSTRATIONS)
+def test_a_recipe_has_the_published_settings_and_flags_win(name, tmp_path):
+    cls = InpaintingOptions if name in InpaintingOptions.RECIPES else DenoisingOptions
+    options, _, notes = read(cls, f"--recipe {name}")
+    expected = DEMONSTRATIONS[name] | {"model_type": "skip", "recipe": name}
+    assert {key: getattr(options, key) for key in expected} == expected and not notes
+    # its network takes all that it says of one, and its picture is one of the set
+    _, unused = resolve(options)
+    assert unused is None
+    names = [Path(entry.path).stem for entry in manifest("dip-demos")]
+    pictures = [options.folder_path, options.input_image_name or options.folder_path]
+    for picture in pictures:
+        assert picture.removeprefix("dip-demos/").removeprefix("inpainting_") in names
+    # flags win, and so do files
+    options, _, _ = read(cls, f"--recipe {name} --num_iters 7 --lr 0.5 --input_image_name own.png")
+    assert (options.num_iters, options.lr, options.input_image_name) == (7, 0.5, "own.png")
+    assert options.skip_dim == read(cls, f"--recipe {name}")[0].skip_dim
+    (tmp_path / "o.yaml").write_text(f"{{recipe: {name}, num_iters: 8}}")
+    options, _, _ = parse(cls, ["--config", str(tmp_path / "o.yaml"), "--lr", "0.2"], "test")
+    assert (options.num_iters, options.lr, options.model_type) == (8, 0.2, "skip")
+
+
+def test_recipes_are_listed_and_a_mistake_names_them(capsys):
+    for cls in (InpaintingOptions, DenoisingOptions):
+        with pytest.raises(SystemExit):
+            read(cls, "--help")
+        said = " ".join(capsys.readouterr().out.split())
+        told = said[said.index("--recipe V ") :].split(" --")[0]
+        assert all(f"{name} (" in told for name in cls.RECIPES) and cls.RECIPES
+        with pytest.raises(UserError, match=f"--recipe cave.*{', '.join(cls.RECIPES)}"):
+            read(cls, "--recipe cave")
+    with pytest.raises(UserError, match="did you mean 'snail'"):
+        read(DenoisingOptions, "--recipe snal")
+    with pytest.raises(UserError, match="unknown flag --recipe"):
+        read(SuperResolutionOptions, "--recipe kate")
+    # the flash picture of the set is none for another picture
+    with pytest.raises(UserError, match="--noise_method image: name it by --input_image_name"):
+        read(DenoisingOptions, "--recipe flash --folder_path bundled/coffee")
 
 
 @pytest.mark.parametrize("cls", EXPERIMENTS)

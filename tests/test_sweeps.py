@@ -127,6 +127,7 @@ def test_the_width_follows_the_folder_of_the_texture(tmp_path, picture, sweep_fi
         ({"grid": {"seed": ["many"]}}, ["--seed many"]),
         ({"grid": {"model_type": ["DIP"]}}, ["DIP"]),
         ({"figures": ["upsamplin"]}, ["upsamplin", "upsampling"]),
+        ({"comparison": ["publishd"]}, ["comparison", "publishd", "published"]),
     ],
 )
 def test_a_mistake_in_the_file_is_named(sweep_file, tmp_path, changed, words, capsys):
@@ -173,7 +174,7 @@ def test_every_sweep_is_well_formed_and_quick_and_full_draw_the_same(path):
     assert script in SCRIPTS and f"configs/{path.stem}.yaml" in script.read_text()
     for quick in (False, True):
         sweep = load(path, quick)
-        assert sweep.figures
+        assert sweep.figures or sweep.comparison
         for cell in cells(sweep, {}):
             given = {k: v for k, v in cell.given.items() if v != "texture"}
             options, _ = fill(sweep.experiment, given)
@@ -183,17 +184,53 @@ def test_every_sweep_is_well_formed_and_quick_and_full_draw_the_same(path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_figure_in_miniature(path, tmp_path, picture, capsys):
-    images.save_png(tmp_path / "p.png", picture(3, (48, 48)))
+    side = 66 if path.stem == "inpainting_table" else 48  # its second network wants as much
+    images.save_png(tmp_path / "p.png", picture(3, (side, side)))
     # more than one picture where the figure is about them: each class keeps its own
-    text = f"--quick --seeds 7 --folder_path {tmp_path / 'p.png'} --crop 48 --num_iters 3"
+    text = f"--quick --seeds 7 --folder_path {tmp_path / 'p.png'} --crop {side} --num_iters 3"
     text += " --eval_every 1 --snapshots 0 1 2"
     status = call(path, tmp_path, text, small="--device cpu --precision fp32")
     said = capsys.readouterr()
     assert status == 0, said.out + said.err
-    [name] = load(path).figures
-    for suffix in (".png", ".pdf", ".csv"):
-        assert (tmp_path / "out" / "figures" / f"{name}{suffix}").stat().st_size > 100
+    for name in load(path).figures:
+        for suffix in (".png", ".pdf", ".csv"):
+            assert (tmp_path / "out" / "figures" / f"{name}{suffix}").stat().st_size > 100
     assert (tmp_path / "out" / "table.md").read_text().startswith("|")
+    if load(path).comparison:
+        assert "| quoted" in (tmp_path / "out" / "comparison.md").read_text()
+        rows = list(csv.DictReader((tmp_path / "out" / "comparison.csv").open()))
+        assert {row["figures"] for row in rows} == {"quoted", "measured"}
+        assert ("NLM" in {r["method"] for r in rows if r["p"]}) == ("denoising_table" in path.stem)
+
+
+@pytest.mark.parametrize(
+    "name, runs, quick",
+    [("inpainting_table", 22, 6), ("sr_table", 19, 3), ("denoising_table", 18, 6)],
+)
+def test_the_tables_are_of_these_runs(name, runs, quick):
+    """As many as the sets have pictures, by the published settings."""
+    sets = {"bernoulli11": 11, "set5": 5, "set14": 14, "set9": 9}
+    for short, count in ((True, quick), (False, runs)):
+        sweep = load(HERE / "configs" / f"{name}.yaml", short)
+        found = [resolve(fill(sweep.experiment, cell.given)[0]) for cell in cells(sweep, {})]
+        assert sum(sets.get(o.folder_path, 1) for o, _ in found) == count
+        assert not any(unused for _, unused in found)
+    found = [o for o, _ in found]
+    said = {(o.model_type, o.lr, o.num_iters, o.reg_noise_std) for o in found}
+    if name == "inpainting_table":
+        ours = ("reproduction_unet", 0.01, 11000, 1 / 30)
+        assert said == {("DIP_orig", 0.001, 11000, 0.03), ours}
+        assert {(o.model_type, o.backtracking) for o in found} == {("DIP_orig", 0), (ours[0], 5)}
+        given = {(o.exp_weight, o.mask_type, o.zero_fraction, o.mask_seed) for o in found}
+        assert given == {(0, "bernoulli", 0.5, 100)}
+    elif name == "sr_table":
+        assert said == {("DIP_orig", 0.01, 2000, 0.03)}
+        assert {(o.sr_factor, o.sr_kernel_type, o.exp_weight) for o in found} == {
+            (4, "lanczos2", 0)
+        }
+    else:
+        assert said == {("DIP_orig", 0.01, 1800, jitter) for jitter in (1 / 30, 1 / 20)}
+        assert {(o.noise_sigma, o.exp_weight) for o in found} == {(25, 0.99), (50, 0.99)}
 
 
 def test_a_script_runs_from_anywhere_and_takes_any_flag(tmp_path, picture):

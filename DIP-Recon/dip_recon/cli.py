@@ -125,6 +125,13 @@ def build_parser() -> argparse.ArgumentParser:
     table.add_argument("runs", nargs="+", type=Path, help="folders with finished runs in them")
     table.add_argument("--pictures", action="store_true", help="a row for each picture")
     table.add_argument(
+        "--published", action="store_true",
+        help="a column for each picture instead, beside published figures of the same pictures",
+    )  # fmt: skip
+    table.add_argument(
+        "--peers", action="store_true", help="so too, beside NLM and BM3D on the noisy pictures"
+    )
+    table.add_argument(
         "-o", "--output", type=Path, metavar="FILE",
         help="write FILE.md or FILE.csv instead of printing Markdown",
     )  # fmt: skip
@@ -373,8 +380,12 @@ def _figure(args) -> None:
         print(path)
 
 
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
 def _table(args) -> None:
-    from . import tables
+    from . import comparison, tables
     from .figures.records import load
     from .files import atomic
 
@@ -382,10 +393,16 @@ def _table(args) -> None:
     if suffix not in (".md", ".csv"):
         raise UserError(f"--output {args.output}: give a name that ends in .md or .csv")
     records = load(args.runs)
-    rows = tables.per_picture(records) if args.pictures else tables.summary(records)
-    text = tables.markdown(rows) if suffix == ".md" else tables.to_csv(rows)
-    for note in tables.notes(records):
-        print(f"note: {note}", file=sys.stderr)
+    if args.published or args.peers:
+        if args.pictures:
+            raise UserError("--pictures: --published and --peers have a column for each already")
+        beside = comparison.compare(records, args.published, args.peers, _tell)
+        text = comparison.markdown(beside) if suffix == ".md" else comparison.to_csv(beside)
+    else:
+        rows = tables.per_picture(records) if args.pictures else tables.summary(records)
+        text = tables.markdown(rows) if suffix == ".md" else tables.to_csv(rows)
+        for note in tables.notes(records):
+            _tell(f"note: {note}")
     if not args.output:
         print(text, end="")
         return
@@ -398,6 +415,6 @@ def _report(args) -> None:
     from . import report
 
     def say(note: str) -> None:
-        print(f"note: {note}", file=sys.stderr)
+        _tell(f"note: {note}")
 
     print(report.write(args.runs, args.output, args.with_article, say))

@@ -16,6 +16,7 @@ import re
 import tempfile
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from .files import atomic, cannot_write
 HISTORY = ("iteration", "seconds", "loss", "psnr_noisy", "psnr_gt", "psnr_gt_sm", "ssim_gt_sm")
 FILES = (
     "config.yaml", "history.csv", "result.json", "checkpoint.pt", "restored.png", "noisy.png",
-    "clean.png", "comparison.png", "curves.png", "tiles.csv", "restored.npy",
+    "clean.png", "comparison.png", "curves.png", "tiles.csv", "restored.npy", "peers.json",
 )  # fmt: skip
 RESULTS = ("ID", "PSNR", "SSIM", "Noisy_Baseline")
 
@@ -123,7 +124,7 @@ class Run:
         make_folder(self.folder / "snapshots")
         if overwrite:
             self.clear()
-        stale = ("result.json", "restored.npy", "comparison.png", "curves.png")
+        stale = ("result.json", "restored.npy", "comparison.png", "curves.png", "peers.json")
         self._remove([self.folder / name for name in stale])
         with atomic(self.folder / "config.yaml") as path:
             path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
@@ -234,6 +235,19 @@ class Run:
             return {**result, "image": str(result["image"])}
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise _damaged(path) from error
+
+    def peers(self) -> dict[str, float]:
+        """What other methods make of the noisy picture, PSNR in dB by name; empty at first."""
+        try:
+            found = json.loads((self.folder / "peers.json").read_text(encoding="utf-8"))
+            return {str(name): float(psnr) for name, psnr in found.items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            return {}  # it can be measured again
+
+    def write_peers(self, found: dict[str, float]) -> None:
+        """Keep them, if the folder can be written."""
+        with suppress(UserError), atomic(self.folder / "peers.json") as path:
+            path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
     def snapshots(self) -> dict[int, Path]:
         """Iteration → picture, in order."""

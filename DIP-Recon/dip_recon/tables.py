@@ -169,6 +169,8 @@ def _text(row: dict, column: str) -> str:
         spread = row.get(column + DEVIATION)
         tail = "" if spread is None else f" ± {spread:{FORMATS[column]}}"
         return f"{value:{FORMATS[column]}}{tail}"
+    if isinstance(value, float):
+        return f"{value:.2f}"
     text = f"{value:,}" if column == "parameters" and isinstance(value, int) else str(value)
     return text.replace("|", "\\|")
 

@@ -107,12 +107,15 @@ def inpainting_job(item: data.Item, o: Options) -> Job:
 
 
 def _mask(path: Path, o: Options, size: tuple[int, int]) -> np.ndarray:
-    """The mask [1, H, W] of a file, cut and resized as its picture [C, *size] was."""
+    """The mask [1, H, W] of a file, cut and resized as its picture [C, *size] was.
+
+    Known is what next to nothing of a missing pixel has gone into.
+    """
     mask = load(path, replace(o, imsize=[-1]))
     if o.imsize == [-1]:
         return operators.mask_from_picture(mask, size)
     mask = enlarge(operators.mask_from_picture(mask), size)
-    return operators.mask_from_picture((mask > 0.5).astype(np.float32), size)
+    return operators.mask_from_picture((mask > 0.9).astype(np.float32), size)
 
 
 def super_resolution_job(item: data.Item, o: Options) -> Job:

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from .. import figures, runs, tables
+from .. import comparison, figures, runs, tables
 from ..cluster import Cluster
 from ..errors import UserError, nearest
 from ..experiment import Plan, open_log
@@ -160,6 +160,8 @@ def _report(sweep: Sweep, folder: Path, failed: int, say) -> int:
     """The table and the figures of all that the folder holds."""
     if runs.find(folder):
         say(f"table: {_write_table(folder)}")
+        if sweep.comparison:
+            say(f"comparison: {_write_comparison(sweep.comparison, folder, say)}")
         for name in sweep.figures:
             paths = figures.draw(name, [folder], folder / "figures", say)
             say(f"figure: {', '.join(str(path) for path in paths)}")
@@ -170,10 +172,20 @@ def _report(sweep: Sweep, folder: Path, failed: int, say) -> int:
 
 def _write_table(folder: Path) -> Path:
     rows = tables.summary(load_records([folder]))
-    for suffix, text in ((".md", tables.markdown(rows)), (".csv", tables.to_csv(rows))):
-        with atomic(folder / f"table{suffix}") as path:
-            path.write_text(text, encoding="utf-8")
-    return folder / "table.md"
+    return _write(folder / "table.md", tables.markdown(rows), tables.to_csv(rows))
+
+
+def _write_comparison(kinds: list[str], folder: Path, say) -> Path:
+    wanted = ("published" in kinds, "peers" in kinds)
+    found = comparison.compare(load_records([folder]), *wanted, say)
+    return _write(folder / "comparison.md", comparison.markdown(found), comparison.to_csv(found))
+
+
+def _write(path: Path, markdown: str, csv: str) -> Path:
+    for suffix, text in ((".md", markdown), (".csv", csv)):
+        with atomic(path.with_suffix(suffix)) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return path
 
 
 # ---------------------------------------------------------------- estimating

@@ -2,6 +2,7 @@
 
 experiment: denoising          # denoising, inpainting or sr
 figures: [upsampling]          # what is drawn of it at the end
+comparison: [published, peers] # beside what its table is put, of these two
 options: {num_iters: 3000}     # of every run, by the names of the flags
 grid:                          # all combinations; a list of such mappings is their union
   seed: [7, 8]                 # an option and its values
@@ -21,6 +22,7 @@ from pathlib import Path
 import yaml
 
 from .. import data
+from ..comparison import KINDS
 from ..errors import UserError, nearest
 from ..experiment import Plan, folder_names, plan
 from ..flags import Switches, fill
@@ -33,7 +35,7 @@ EXPERIMENTS: dict[str, type[Options]] = {
     "inpainting": InpaintingOptions,
     "sr": SuperResolutionOptions,
 }
-_KEYS = ("experiment", "figures", "options", "grid", "quick")
+_KEYS = ("experiment", "figures", "comparison", "options", "grid", "quick")
 
 
 @dataclass
@@ -43,6 +45,7 @@ class Sweep:
     path: Path
     experiment: type[Options]
     figures: list[str] = field(default_factory=list)
+    comparison: list[str] = field(default_factory=list)
     options: dict = field(default_factory=dict)
     grids: list[dict] = field(default_factory=list)
 
@@ -87,9 +90,17 @@ def load(path: str | Path, quick: bool = False) -> Sweep:
         raise UserError(f"{path}: grid is empty")
     grids = [_axes(path, g) for g in grids]
     _options_exist(path, EXPERIMENTS[name], options, grids)
-    figures = loaded.get("figures") or []
-    figures = [str(f) for f in figures] if isinstance(figures, list) else [str(figures)]
-    return Sweep(path, EXPERIMENTS[name], figures, options, grids)
+    figures, beside = (_words(loaded.get(key)) for key in ("figures", "comparison"))
+    for kind in beside:
+        if kind not in KINDS:
+            raise UserError(f"{path}: comparison: {kind}: {nearest(kind, KINDS)}")
+    return Sweep(path, EXPERIMENTS[name], figures, beside, options, grids)
+
+
+def _words(value) -> list[str]:
+    return (
+        [] if value is None else [str(v) for v in (value if isinstance(value, list) else [value])]
+    )
 
 
 def _mapping(path: Path, what: str, value) -> dict:
