@@ -21,11 +21,12 @@ from dip_recon.errors import UserError
 from dip_recon.experiment import main
 from dip_recon.files import atomic
 from dip_recon.fit import fit
+from dip_recon.flags import parse
 from dip_recon.metrics import psnr
 from dip_recon.options import DenoisingOptions, InpaintingOptions, SuperResolutionOptions
 from dip_recon.prepare import prepare, resolve
 from dip_recon.runs import HISTORY, Run, find
-from dip_recon.tasks import denoising_job
+from dip_recon.tasks import denoising_job, inpainting_job
 
 HERE = Path(__file__).parents[1] / "DIP-Recon"
 SMALL = "--dim 8 --num_iters 12 --iters_print_acc 5 --eval_every 5 --snapshots 0 5 --device cpu"
@@ -277,6 +278,55 @@ def test_mask_file_and_its_mistakes(folder, tmp_path, capsys):
     assert status == 0, said.err
     noisy = images.read(tmp_path / "runs/inpainting/DIP_2_scaled/colour/noisy.png").data
     assert (noisy[:, 10:20, 10:20] == 0).all()
+
+
+def test_a_mask_is_resized_with_its_picture(tmp_path, picture):
+    mask = np.ones((1, 64, 48), np.float32)
+    mask[:, 8:32, 8:24] = 0
+    mask[:, 50, 40] = 0  # finer than the small picture, but no pixel of it is missing
+    images.save_png(tmp_path / "a_mask.png", mask)
+    images.save_png(tmp_path / "a.png", picture(3, (64, 48)) / 2 + 0.4)
+    common = f"--folder_path {tmp_path} --mask_type file --imsize 32 24"
+    options, _, _ = parse(InpaintingOptions, common.split(), "test")
+    job = inpainting_job(data.resolve(tmp_path)[0], options)
+    known = job.problem.A.mask[0, 0].numpy()
+    assert known.shape == (32, 24) and set(np.unique(known)) == {0, 1}
+    assert not known[4:16, 4:12].any() and (known[18:24].all() and known[:, 14:19].all())
+    assert not known[25, 20], "what a missing pixel has gone into is not known"
+
+
+@pytest.mark.parametrize("name", [*InpaintingOptions.RECIPES, *DenoisingOptions.RECIPES])
+def test_a_recipe_runs_on_any_picture(name, tmp_path, picture):
+    """End to end, narrow and short; the pictures of the recipes take a download."""
+    cls = InpaintingOptions if name in InpaintingOptions.RECIPES else DenoisingOptions
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    images.save_png(pictures / "own.png", picture(3, (40, 33)) / 2 + 0.4)
+    mask = np.ones((1, 40, 33), np.float32)
+    mask[:, 10:20, 10:20] = 0
+    images.save_png(pictures / "own_mask.png", mask)
+    images.save_png(tmp_path / "flash.png", picture(3, (40, 33)))
+    flags = f"--recipe {name} --folder_path {pictures} --dim 4 --skip_dim 0 --num_scales 2"
+    flags += " --input_image_name {}".format(tmp_path / "flash.png") * (name == "flash")
+    # the mask is a picture like any other where there is nothing to fill in
+    if cls is DenoisingOptions:
+        (pictures / "own_mask.png").unlink()
+    flags += f" --num_iters 4 --eval_every 2 --device cpu --save_folder {tmp_path / 'runs'}"
+    assert call(cls, flags) == 0
+    [run] = find(tmp_path / "runs")
+    config, result = run.config(), run.result()
+    assert config["recipe"] == name and config["model_type"] == "skip" and config["dim"] == [4]
+    assert result["iterations"] == 4 and ("psnr_stopped" in result) == (cls is InpaintingOptions)
+    measured = images.read(run.folder / "noisy.png").data
+    if cls is InpaintingOptions:
+        assert (measured[:, 10:20, 10:20] == 0).all() and measured[:, :10].min() > 0
+    else:
+        assert np.array_equal(measured, images.read(pictures / "own.png").data)
+    # run again by the file it left, to the same numbers
+    again = f"--config {run.folder / 'config.yaml'} --save_folder {tmp_path / 'again'}"
+    assert call(cls, again) == 0
+    [other] = find(tmp_path / "again")
+    assert other.history()[-1]["loss"] == run.history()[-1]["loss"]
 
 
 def test_pairs_are_used_as_they_are(tmp_path, picture):

@@ -188,7 +188,7 @@ def _peers(records: list[Record], say: Callable[[str], None]) -> tuple[list[Row]
     noisy = group(records, lambda r: (_picture(r)[1], r.config.get("noise_seed") or r.seed))
     for (picture, seed), runs in noisy.items():
         if not runs[0].run.peers():
-            say(f"peers on {picture}, noise {seed}")
+            say(f"peers on {picture}, {_setting(runs[0])}, noise {seed}")
         found, said = peers.measure(runs[0].run, runs[0].config["noise_sigma"])
         notes |= dict.fromkeys(said)
         for name, psnr in found.items():
@@ -225,9 +225,8 @@ def _compare(
         for runs in groups.values()
     ]
     if "luma" in key:
-        rows.append(
-            _measured("bicubic", records, lambda these: over_seeds(these, "psnr_luma_bicubic")[0])
-        )
+        rows.append(_measured("bicubic", records, lambda these: peers.bicubic(these[0].run)))
+        notes.append("bicubic is cubic convolution, as in the published comparison")
     if with_peers and setting.startswith("sigma") and records[0].config["noise_sigma"]:
         beside, said = _peers(records, say)
         rows += beside
