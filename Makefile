@@ -8,7 +8,7 @@ demo: .venv/installed
 	$(BIN)/dip-recon demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4
 
 lint: .venv/installed
 	$(BIN)/ruff check .
