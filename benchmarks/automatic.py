@@ -20,12 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from skimage.restoration import denoise_nl_means
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "DIP-Recon"))
 
 import dip_recon
-from dip_recon import auto, data, metrics
+from dip_recon import auto, data, metrics, peers
 from dip_recon.files import atomic
 from dip_recon.fit import choose, fit
 from dip_recon.noise import texture
@@ -40,6 +39,11 @@ FIELDS = (
     "DIP", "DIP seconds", "NLM", "BM3D",
 )  # fmt: skip
 ITERATIONS = {32: 1500, 64: 1000, 128: 700}  # of the oracle's runs at sigma 25
+
+
+def items(words: list[str]) -> list[data.Item]:
+    """The pictures of data sets, folders and patterns."""
+    return [item for word in words for item in data.resolve(word)]
 
 
 def noisy(item: data.Item, noise: str, crop: int) -> tuple[np.ndarray, np.ndarray]:
@@ -94,27 +98,13 @@ def oracle(y: np.ndarray, x: np.ndarray, widths: list[int], share: float) -> dic
     return {"oracle": psnr, "oracle width": width, "oracle iteration": at, "of each width": each}
 
 
-def peers(y: np.ndarray, x: np.ndarray, sigma: float) -> dict:
-    moved = np.moveaxis(y, 0, -1) if len(y) == 3 else y[0]
-    s = max(sigma, 0.5) / 255
-    found = {
-        "NLM": denoise_nl_means(
-            moved,
-            patch_size=5,
-            patch_distance=6,
-            h=0.8 * s,
-            sigma=s,
-            channel_axis=-1 if len(y) == 3 else None,
-        )
-    }
-    try:
-        import bm3d
-    except ImportError:
-        pass
-    else:
-        apply = bm3d.bm3d_rgb if len(y) == 3 else bm3d.bm3d
-        found["BM3D"] = np.asarray(apply(moved, s)).reshape(moved.shape)
-    back = {k: np.moveaxis(np.atleast_3d(v), -1, 0) for k, v in found.items()}
+def beside(y: np.ndarray, x: np.ndarray, sigma: float) -> dict:
+    """NLM and BM3D, told this noise level."""
+    moved, s = np.moveaxis(y, 0, -1), max(sigma, 0.5) / 255
+    found = {"NLM": peers.nlm(moved, s, 0.8)}
+    if bm3d := peers.bm3d_function():
+        found["BM3D"] = bm3d(moved, s)
+    back = {k: np.moveaxis(v, -1, 0) for k, v in found.items()}
     return {k: metrics.psnr(tensor(v.clip(0, 1)), tensor(x)) for k, v in back.items()}
 
 
@@ -152,7 +142,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     rows = list(csv.DictReader(args.csv.open())) if args.csv.exists() else []
     done = {(r["picture"], r["noise"]): r for r in rows}
-    for item in (item for word in args.pictures for item in data.resolve(word)):
+    for item in items(args.pictures):
         name = f"{item.path.parent.name}/{item.name}"
         before = done.get((name, args.noise))
         if before and not args.again and (before["DIP"] or not args.dip):
@@ -169,7 +159,7 @@ def main() -> None:
         row["noisy"] = metrics.psnr(tensor(y), tensor(x))
         row["sigma"] = args.noise if args.noise.isdigit() else ""
         row |= automatic(y, x)
-        row |= peers(y, x, row["estimated"])
+        row |= beside(y, x, row["estimated"])
         if args.widths:
             row |= oracle(y, x, args.widths, args.share)
         if args.dip:

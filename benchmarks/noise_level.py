@@ -9,15 +9,12 @@ clipped to [0, 1]; the level is the one before clipping. Sigma 0 gives the level
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
-from automatic import rounded, write
+from automatic import items, rounded, write
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "DIP-Recon"))
-
-from dip_recon import data, images
+from dip_recon import images
 from dip_recon.noise import add_gaussian, before_clipping, estimate_sigma, noise_level
 
 FIELDS = ("picture", "kind", "crop", "sigma", "ours", "wavelets")
@@ -40,7 +37,7 @@ def main() -> None:
     p.add_argument("--csv", type=Path, required=True)
     args = p.parse_args()
     rows = []
-    for item in (item for word in args.pictures for item in data.resolve(word)):
+    for item in items(args.pictures):
         whole = images.read(item.path).data[:, :1024, :1024]
         for crop in args.crops:
             top, left = ((n - crop) // 2 if crop else 0 for n in whole.shape[1:])

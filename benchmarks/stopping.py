@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-from automatic import noisy, rounded, write
+from automatic import items, noisy, rounded, write
 
 from dip_recon import auto, data, metrics, stopping
 from dip_recon.fit import choose, fit
@@ -28,7 +28,7 @@ from dip_recon.tasks import Job, tensor
 
 FIELDS = ("picture", "noise", "network", "rule", "oracle", "oracle_at", "stopped", "at", "spent")
 RULES = ("held-out", "AMNS", "ES-WMV", "ES-EMV")
-# name: options, iterations; three families, each long enough to see it fit the noise
+# name: options and iterations, enough to see it fit the noise
 NETWORKS = {
     "DIP_2_scaled 32": ({"dim": [32]}, 1800),
     "skip 5x32": ({"model_type": "skip", "dim": [32], "num_scales": 5}, 1500),
@@ -111,9 +111,7 @@ def main() -> None:
     rows = list(csv.DictReader(args.csv.open())) if args.csv.exists() else []
     done = {(r["picture"], r["noise"], r["network"]) for r in rows}
     for noise in args.noise:
-        for item in (
-            i for w in (REAL if noise == "real" else args.pictures) for i in data.resolve(w)
-        ):
+        for item in items(REAL if noise == "real" else args.pictures):
             for network in args.networks:
                 if (f"{item.path.parent.name}/{item.name}", noise, network) in done:
                     continue

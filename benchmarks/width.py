@@ -6,8 +6,8 @@
 Measured is what `dip-recon denoise` makes of a noisy crop at each width, with its own stop, so that
 a width that stops badly pays for it. The rule is a threshold of texture above the noise, from which
 the wider network is taken; its price is the PSNR lost to the best width and PRICE for each doubling
-of the time. The table of `auto.WIDE` rests on pictures of Texture-DIP that are not in Set5, Set14
-or Set9, which judge it.
+of the time. The pictures are of Texture-DIP, and none of them in Set5, Set14 or Set9, which are to
+judge the rule.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from statistics import fmean
 
 import numpy as np
 import torch
-from automatic import automatic, noisy, rounded, write
+from automatic import automatic, items, noisy, rounded, write
 
-from dip_recon import auto, data
+from dip_recon import auto
 
 FIELDS = ("picture", "noise", "texture", "width", "automatic", "iterations", "seconds")
 PICTURES = [
@@ -36,7 +36,7 @@ def measure(args: argparse.Namespace) -> None:
     rows = list(csv.DictReader(args.csv.open())) if args.csv.exists() else []
     done = {(r["picture"], r["noise"], r["width"]) for r in rows}
     for noise in args.noise:
-        for item in (item for word in args.pictures for item in data.resolve(word)):
+        for item in items(args.pictures):
             name = f"{item.path.parent.name}/{item.name}"
             for width in args.widths:
                 if (name, noise, str(width)) in done:

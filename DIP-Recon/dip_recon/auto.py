@@ -2,8 +2,8 @@
 
 What is measured is put into words, so that a person can see why and overrule it. The width follows
 the texture that rises above the noise ("The Devil is in the Upsampling", ICCV 2023, chooses it by
-hand); the figures that the rule was fitted on are in results/, and ``benchmarks/width.py`` measures
-them.
+hand); what the rule rests on is in results/README.md, and ``benchmarks/width.py`` measures what
+each width costs.
 """
 
 from __future__ import annotations

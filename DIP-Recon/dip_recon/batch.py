@@ -17,12 +17,11 @@ from .cluster import Cluster
 from .errors import UserError
 from .files import cannot_write
 from .images.frames import FrameWriter, count_frames, read_frame
-from .images.picture import Kind, Picture
 from .options import DenoisingOptions, Options
 from .tasks import Job
 from .tiling.files import denoise_file, is_large
 
-DEVIATION = Kind("grey", 32, floating=True)  # how a stack of uncertainty is stored
+DEVIATION = images.Kind("grey", 32, floating=True)  # how a stack of uncertainty is stored
 LONG = 1024**2  # pixels from which finished tiles are kept beside the output, as it takes long
 
 
@@ -168,9 +167,10 @@ def _frames(picture: Path, place: Path, count: int, wishes: Wishes, say: Callabl
             done = _restored(job, replace(wishes, keep=keep), say)
             writer.write(done.picture, like=job.like)
             if spreads:
-                zero = np.zeros(job.problem.size, np.float32)
-                spread = zero if done.disagreement is None else done.disagreement
-                spreads.write(spread[None], like=Picture(spread[None], None, DEVIATION, beside))
+                spread = np.zeros((1, *job.problem.size), np.float32)
+                if done.disagreement is not None:  # a frame without noise is not fitted
+                    spread[0] = done.disagreement
+                spreads.write(spread, like=images.Picture(spread, None, DEVIATION, beside))
     say(f"{place}: {count} frames")
     if spreads:
         say(f"{beside}: how far the runs disagree; deviations, of a range of 0 to 1")

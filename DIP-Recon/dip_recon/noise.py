@@ -73,8 +73,8 @@ def clipped_deviation(y: np.ndarray, sigma: float, where: np.ndarray | None = No
 def hardly_clipped(y: np.ndarray, sigma: float) -> np.ndarray:
     """Where the mean of ``y`` [C, H, W] is half of ``sigma`` (0–255) away from 0 and from 1.
 
-    A mean over 2 pixels about each, so that the noise has no say in it: black with noise, clipped,
-    has a mean of 0.4 of ``sigma``.
+    The mean is over a Gaussian of 2 pixels, so that noise has little say in it: black with noise,
+    clipped, has a mean of 0.4 of ``sigma``.
     """
     margin = sigma / 255 / 2
     mean = gaussian_filter(np.asarray(y, dtype=np.float64), (0, 2, 2))

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from . import recipes
 from .errors import UserError, nearest
 
 METHOD_NOISE = ("SMNS", "AMNS")  # the rules that go by the noise level
@@ -300,44 +301,6 @@ NOT_IN_THE_NUMBERS = (
     "labels", "upsample_taps", "runs", "recipe",
 )  # fmt: skip
 
-# The demonstrations of Ulyanov et al., "Deep Image Prior" (CVPR 2018), by the settings of their
-# notebooks; the picture is one of the data set dip-demos. They show the last output: no average.
-_SKIP = {
-    "model_type": "skip", "num_scales": 5, "dim": [128], "skip_dim": [0], "lr": 0.01,
-    "filter_size_down": 3, "filter_size_up": 3, "pad": "reflection", "act_func": "LeakyReLU",
-}  # fmt: skip
-_INPAINTING = {**_SKIP, "mask_type": "file", "upsample_mode": "nearest", "exp_weight": 0.0}
-INPAINTING_RECIPES = {
-    "kate": {
-        **_INPAINTING, "folder_path": "dip-demos/inpainting_kate", "skip_dim": [128],
-        "input_dim": 32, "num_iters": 6001, "reg_noise_std": 0.03,
-    },
-    "vase": {
-        **_INPAINTING, "folder_path": "dip-demos/vase",
-        "noise_method": "meshgrid", "num_iters": 5001, "reg_noise_std": 0.03,
-    },
-    # its noise on the weights was never applied to them
-    "library": {
-        **_INPAINTING, "folder_path": "dip-demos/library", "num_scales": 6,
-        "dim": [16, 32, 64, 128, 128, 128], "filter_size_down": 5, "need1x1": False,
-        "input_dim": 1, "num_iters": 3001, "reg_noise_std": 0.0,
-    },
-}  # fmt: skip
-DENOISING_RECIPES = {
-    "snail": {
-        **_SKIP, "task": "real_denoising", "folder_path": "dip-demos/snail",
-        "dim": [8, 16, 32, 64, 128], "skip_dim": [0, 0, 0, 4, 4], "upsample_mode": "bilinear",
-        "input_dim": 3, "num_iters": 2400, "reg_noise_std": 1 / 30, "exp_weight": 0.99,
-    },
-    # bilinear throughout, where the notebook has nearest in the two outermost scales
-    "flash": {
-        **_SKIP, "task": "real_denoising", "folder_path": "dip-demos/cave01_01_noflash",
-        "noise_method": "image", "input_image_name": "dip-demos/cave01_00_flash",
-        "skip_dim": [4], "upsample_mode": "bilinear",
-        "lr": 0.1, "num_iters": 601, "reg_noise_std": 0.0, "exp_weight": 0.0,
-    },
-}  # fmt: skip
-
 
 @dataclass
 class DenoisingOptions(Options):
@@ -383,7 +346,7 @@ class DenoisingOptions(Options):
         16, "pixels that a tile is grown by on each side and faded over", kind=int, at_least=0
     )
 
-    RECIPES = DENOISING_RECIPES
+    RECIPES = recipes.DENOISING
     TASKS = ("denoising", "real_denoising")
     UNUSED = ("mask_type", "zero_fraction", "sr_factor", "sr_kernel_type")
 
@@ -504,7 +467,7 @@ class InpaintingOptions(Options):
         100, "seed of the Bernoulli mask", kind=int, at_least=0, at_most=2**32 - 2
     )
 
-    RECIPES = INPAINTING_RECIPES
+    RECIPES = recipes.INPAINTING
     TASKS = ("inpainting",)
     UNUSED = ("noise_sigma", "poisson_scale", "sr_factor", "sr_kernel_type")
 

@@ -272,12 +272,12 @@ def demo(folder: Path) -> str:
     print("\n".join(choice.reasons))
     options, _ = resolve(choice.options)
     summary, _ = run_one(job, run, options, Switches(overwrite=True), lambda line: None)
-    tiles = f"in the middle of {summary['tiles']} tiles" if "tiles" in summary else ""
+    stop = f"{summary['stop_iteration']}, median of {summary['tiles']} tiles"
     rows = (
         ("noisy PSNR", f"{summary['psnr_noisy']:.2f} dB"),
         ("restored PSNR", f"{summary['psnr_stopped']:.2f} dB"),
         ("restored SSIM", f"{summary['ssim_stopped']:.3f}"),
-        ("stopped at iteration", f"{summary['stop_iteration']} {tiles}"),
+        ("stopped at iteration", stop),
         ("seconds", f"{summary['seconds']:.0f} ({summary['device']}, {summary['precision']})"),
         ("side by side", run.folder / "comparison.png"),
     )

@@ -30,7 +30,7 @@ def measure(run: Run, sigma: float) -> tuple[dict[str, float], list[str]]:
     noisy = run.folder / "noisy.png"
     y = images.read(noisy).data
     bm3d = "CBM3D" if len(y) == 3 else "BM3D"
-    methods: dict[str, Callable | None] = {"NLM": _nlm, bm3d: _bm3d()}
+    methods: dict[str, Callable | None] = {"NLM": nlm, bm3d: bm3d_function()}
     new = {
         name: round(_psnr(run, method(np.moveaxis(y, 0, -1), sigma / 255)), 4)
         for name, method in methods.items()
@@ -57,28 +57,31 @@ def bicubic(run: Run) -> float:
 
 
 def _psnr(run: Run, restored: np.ndarray) -> float:
-    """Of [H, W, C], or [H, W] for one channel, against clean.png, in dB."""
+    """Of [H, W, C] against clean.png, in dB."""
     clean = np.moveaxis(images.read(run.folder / "clean.png").data, 0, -1)
-    return metrics.psnr(restored.reshape(clean.shape).astype(np.float32), clean)
+    return metrics.psnr(restored.astype(np.float32), clean)
 
 
-def _nlm(y: np.ndarray, s: float) -> np.ndarray:
-    """Non-local means of [H, W, C] in [0, 1] with noise of deviation ``s``.
+def nlm(y: np.ndarray, s: float, strength: float = 0.6) -> np.ndarray:
+    """Non-local means of [H, W, C] in [0, 1] with noise of deviation ``s``, on the same scale.
 
-    Patches and ``h`` are those that did best on House and Baboon at sigma 25.
+    Patches, and ``strength`` in units of ``s``, are those that did best on House and Baboon at
+    sigma 25.
     """
-    settings = {"patch_size": 5, "patch_distance": 6, "h": 0.6 * s, "sigma": s}
-    return denoise_nl_means(y, channel_axis=-1, fast_mode=True, **settings)
+    settings = {"patch_size": 5, "patch_distance": 6, "h": strength * s, "sigma": s}
+    found = denoise_nl_means(y, channel_axis=-1, fast_mode=True, **settings)
+    return found.reshape(y.shape)  # a single channel comes without its axis
 
 
-def _bm3d() -> Callable[[np.ndarray, float], np.ndarray] | None:
-    """The same by BM3D; None without the package."""
+def bm3d_function() -> Callable[[np.ndarray, float], np.ndarray] | None:
+    """BM3D for [H, W, C] and ``s`` as ``nlm`` takes them; None without the package."""
     try:
         import bm3d
     except ImportError:
         return None
 
     def apply(y: np.ndarray, s: float) -> np.ndarray:
-        return np.asarray(bm3d.bm3d_rgb(y, s) if y.shape[2] == 3 else bm3d.bm3d(y[..., 0], s))
+        found = bm3d.bm3d_rgb(y, s) if y.shape[2] == 3 else bm3d.bm3d(y[..., 0], s)
+        return np.asarray(found).reshape(y.shape)
 
     return apply

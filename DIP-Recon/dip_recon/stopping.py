@@ -263,7 +263,7 @@ class AdaptiveMethodNoise(MethodNoise):
     """
 
     name = "AMNS"
-    ENOUGH = 0.2
+    ENOUGH = 0.2  # share of the picture
 
     def __init__(self, problem: Problem, sigma: float | None = None, mns_hold: int = 25) -> None:
         super().__init__(problem, sigma, mns_hold)
@@ -272,12 +272,12 @@ class AdaptiveMethodNoise(MethodNoise):
         y = problem.y[0].cpu().numpy()
         self.deviation = self.sigma
         if not self.estimated:
+            clipped = counted = clipped_deviation(y, self.sigma)
             free = hardly_clipped(y, self.sigma)
-            if free.mean() < self.ENOUGH:
-                free = np.ones_like(free)
-            self.where = torch.from_numpy(free)[None].to(problem.y.device)
-            share = 0.995 - _taken_along(y, clipped_deviation(y, self.sigma))
-            self.deviation = share * clipped_deviation(y, self.sigma, free)
+            if self.ENOUGH <= free.mean() < 1:
+                self.where = torch.from_numpy(free)[None].to(problem.y.device)
+                counted = clipped_deviation(y, self.sigma, free)
+            self.deviation = counted * (0.995 - _taken_along(y, clipped))
 
     def target(self) -> float:
         return self.deviation / 255
