@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from .. import __version__
+from ..comparison import quoted
 from ..errors import UserError
 from ..figures.records import load
 from ..files import atomic_folder
@@ -59,6 +60,7 @@ def write(
             facets=FACETS,
             article=article,
             marker=MARKER,
+            published=quoted("bernoulli11", "50 % missing"),
             version=__version__,
             pictures=len({run["facets"][0] for run in runs}),
             columns=_columns(runs),
