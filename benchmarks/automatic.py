@@ -6,7 +6,7 @@ One noisy picture of each, a crop from the middle: what the command makes of it,
 the clean one, beside the best moment of runs at the widths --widths (the oracle), and with --dip
 beside the 5×128 network after 1800 iterations of the published recipe; NLM, and BM3D where the
 package bm3d is installed, are given the same estimated noise level. --noise is a sigma, pSCALE for
-Poisson noise, or real for pairs. Seconds are the processor's, so that other work on the machine does
+Poisson noise, or real for pairs. Seconds are of processor time: other work on the machine does
 not count. Rows that FILE has are kept, so that a killed run goes on.
 """
 

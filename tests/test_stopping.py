@@ -200,10 +200,11 @@ def test_the_adaptive_target_allows_for_clipping_and_not_for_texture():
     assert stopping.make("AMNS", problem=textured).target() <= 10.2 / 255
 
 
-def test_method_noise_is_asked_where_clipping_leaves_it():
-    problem, dark = noisy(25), noisy(25, 0.0)
+@pytest.mark.parametrize(("name", "beside"), [("AMNS", 0.0), ("SMNS", 0.0), ("SMNS", 0.12)])
+def test_method_noise_is_asked_where_clipping_leaves_it(name, beside):
+    problem, dark = noisy(25), noisy(25, beside)
     problem.y = torch.cat([problem.y, dark.y], -1)
-    rule = stopping.make("AMNS", problem=problem, mns_hold=1)
+    rule = stopping.make(name, problem=problem, mns_hold=1)
     assert rule.target() == pytest.approx(25 / 255, rel=0.06), "what the bright half has"
     assert rule.where[..., :64].all() and rule.where[..., 64:].float().mean() < 0.2
 
@@ -212,7 +213,9 @@ def test_method_noise_is_asked_where_clipping_leaves_it():
 
     assert not rule.update(0, None, at(1.1, 0.0))
     assert rule.update(1, None, at(0.9, 9.0))
-    assert stopping.make("AMNS", problem=dark).where is None, "where nothing else is left"
+    assert stopping.make(name, problem=dark).where is None, "where nothing else is left"
+    told = Problem.denoising(problem.y)  # its level is that of all pixels
+    assert stopping.make(name, problem=told).where is None
 
 
 def test_method_noise_wants_noise():

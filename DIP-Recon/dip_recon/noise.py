@@ -70,15 +70,15 @@ def clipped_deviation(y: np.ndarray, sigma: float, where: np.ndarray | None = No
     return 255 * float(np.sqrt(variance.mean(where=True if where is None else where)))
 
 
-def hardly_clipped(y: np.ndarray, sigma: float) -> np.ndarray:
-    """Where the mean of ``y`` [C, H, W] is half of ``sigma`` (0–255) away from 0 and from 1.
+def hardly_clipped(y: np.ndarray, sigma: float, margin: float) -> np.ndarray:
+    """Where the mean of ``y`` [C, H, W] is ``margin`` times ``sigma`` (0–255) off 0 and off 1.
 
     The mean is over a Gaussian of 2 pixels, so that noise has little say in it: black with noise,
     clipped, has a mean of 0.4 of ``sigma``.
     """
-    margin = sigma / 255 / 2
+    off = margin * sigma / 255
     mean = gaussian_filter(np.asarray(y, dtype=np.float64), (0, 2, 2))
-    return (mean >= margin) & (mean <= 1 - margin)
+    return (mean >= off) & (mean <= 1 - off)
 
 
 def texture(y: np.ndarray, deviation: float) -> float:

@@ -190,10 +190,16 @@ class MethodNoise(Fixed):
     ends with the picture of the last of them. The static target is 24.45 at sigma 25, so 0.978 of
     the noise level.
 
+    Noise that was clipped is weaker than its level, and what is black or white is fitted soonest.
+    So in denoising only the places count whose mean is two noise levels off both, as long as they
+    are a fifth of the picture; the thesis takes all, and stops too soon by decibels where much is
+    dark (the figures are in results/README.md).
+
     Args:
         problem: whose y is compared; its noise level is asked for where ``sigma`` is None.
         sigma: noise level on the 0–255 scale. Without one anywhere it is estimated from y, which
-            gives the RMS that the noise has after clipping: no target has to be derived from it.
+            gives the RMS that the noise has after clipping: no target has to be derived from it,
+            and all places count.
         mns_hold: 25 in PG-DIP, 75 in the thesis's plain DIP.
 
     Raises:
@@ -203,6 +209,8 @@ class MethodNoise(Fixed):
     name = "SMNS"
     until = "until what is taken away is as strong as the noise"
     STATIC = 24.45 / 25
+    MARGIN = 2.0  # noise levels off black and white
+    ENOUGH = 0.2  # share of the picture
 
     def __init__(self, problem: Problem, sigma: float | None = None, mns_hold: int = 25) -> None:
         super().__init__()
@@ -218,6 +226,10 @@ class MethodNoise(Fixed):
         self.where: Tensor | None = None  # what counts, where not all does
         if isinstance(problem.A, Mask):
             self.where = problem.A.mask.expand_as(problem.y) > 0
+        elif isinstance(problem.A, Identity) and not self.estimated:
+            free = hardly_clipped(problem.y[0].cpu().numpy(), self.sigma, self.MARGIN)
+            if self.ENOUGH <= free.mean() < 1:
+                self.where = torch.from_numpy(free)[None].to(problem.y.device)
         self.below = 0
 
     def target(self) -> float:
@@ -254,16 +266,15 @@ class AdaptiveMethodNoise(MethodNoise):
 
     Noise that was clipped to [0, 1] has lost power where the picture is dark or bright, and its
     mean has moved: the network comes down to that mean, the method noise to the deviation about it.
-    The target is 0.995 of that deviation, by ``clipped_deviation``, and less where the picture has
-    texture (see ``_taken_along``). Places where clipping takes away most of the noise tell least of
-    it, and are fitted soonest: as long as a fifth of the picture is free of it (see
-    ``hardly_clipped``) that alone is asked. Where the noise level is not given the target is what
-    ``noise_level`` tells from y. (The thesis fits a polynomial to Foi's clipped deviation, with y
-    in the place of the clean picture; the figures that ours rests on are in results/README.md.)
+    The target is 0.99 of that deviation over the places that count, by ``clipped_deviation``, and
+    less where the picture has texture (see ``_taken_along``). What is half a noise level off black
+    and white counts. Where the noise level is not given the target is what ``noise_level`` tells
+    from y. (The thesis fits a polynomial to Foi's clipped deviation, with y in the place of the
+    clean picture; the figures that ours rests on are in results/README.md.)
     """
 
     name = "AMNS"
-    ENOUGH = 0.2  # share of the picture
+    MARGIN = 0.5
 
     def __init__(self, problem: Problem, sigma: float | None = None, mns_hold: int = 25) -> None:
         super().__init__(problem, sigma, mns_hold)
@@ -272,12 +283,9 @@ class AdaptiveMethodNoise(MethodNoise):
         y = problem.y[0].cpu().numpy()
         self.deviation = self.sigma
         if not self.estimated:
-            clipped = counted = clipped_deviation(y, self.sigma)
-            free = hardly_clipped(y, self.sigma)
-            if self.ENOUGH <= free.mean() < 1:
-                self.where = torch.from_numpy(free)[None].to(problem.y.device)
-                counted = clipped_deviation(y, self.sigma, free)
-            self.deviation = counted * (0.995 - _taken_along(y, clipped))
+            where = None if self.where is None else self.where[0].cpu().numpy()
+            share = 0.99 - _taken_along(y, clipped_deviation(y, self.sigma))
+            self.deviation = share * clipped_deviation(y, self.sigma, where)
 
     def target(self) -> float:
         return self.deviation / 255
