@@ -105,7 +105,11 @@ def test_dip_orig_against_the_plain_formulation(size):
     network, z = make("DIP_orig", 3, size)
     perturb(network)
     plain = plain_skip_unet(network, z, 5, [4] * 5, 0.2, "reflect")
-    assert (network(z) - plain).abs().max() < 1e-5
+    # in five scales rounding grows: either is up to 1.7e-5 away from the same in float64
+    assert (network(z) - plain).abs().max() < 4e-5
+    network, z = network.double(), z.double()
+    plain = plain_skip_unet(network, z, 5, [4] * 5, 0.2, "reflect")
+    assert (network(z) - plain).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("skips", [[0, 0, 0], [0, 4, 4], [4, 4, 4]])

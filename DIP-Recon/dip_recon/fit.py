@@ -39,10 +39,10 @@ def total_variation(x: Tensor) -> Tensor:
 
 def make_optimizer(name: str, parameters, lr: float, weight_decay: float = 0.0):
     """One of the published optimisers by name; weight decay is adamw's alone."""
-    if name == "adam":
-        return torch.optim.Adam(parameters, lr)
+    if name == "adam":  # fused: in a third of the time, the same but for rounding
+        return torch.optim.Adam(parameters, lr, fused=True)
     if name == "adamw":
-        return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay)
+        return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=True)
     if name == "radam":
         return torch.optim.RAdam(parameters, lr)
     if name == "rmsprop":

@@ -23,8 +23,37 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "GELU": nn.GELU,
     "none": nn.Identity,
 }
+
+
+def plain_float32(x: Tensor) -> bool:
+    """Whether x is float32 on the CPU in the default layout, where some kernels beat the usual."""
+    float32 = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return x.device.type == "cpu" and float32 and x.is_contiguous()
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation; of one picture in half the time on the CPU.
+
+    For a single picture it is group normalisation with a channel a group, whose kernel is the
+    faster one there in float32: the same figures but for rounding, running statistics too.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = x.shape[2] * x.shape[3]
+        if not (self.training and plain_float32(x) and len(x) == 1 and pixels > 1):
+            return super().forward(x)
+        sizes = (1, self.num_features, pixels, self.num_features)
+        y, mean, rstd = torch.native_group_norm(x, self.weight, self.bias, *sizes, self.eps)
+        with torch.no_grad():
+            variance = (rstd[0].pow(-2) - self.eps) * (pixels / (pixels - 1))
+            self.running_mean.lerp_(mean[0], self.momentum)
+            self.running_var.lerp_(variance, self.momentum)
+            self.num_batches_tracked += 1
+        return y
+
+
 NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "bn": nn.BatchNorm2d,
+    "bn": BatchNorm,
     "instance": nn.InstanceNorm2d,
 }
 PADS = ("zero", "reflection")
@@ -98,6 +127,35 @@ def reflect_pad(x: Tensor, left: int, right: int, top: int, bottom: int) -> Tens
     return x
 
 
+class _Reflect(torch.autograd.Function):
+    """``F.pad(mode="reflect")`` on all four sides, whose gradient takes a third of the time."""
+
+    generate_vmap_rule = True  # several networks are run as one
+
+    @staticmethod
+    def forward(x: Tensor, width: int) -> Tensor:
+        return F.pad(x, (width,) * 4, mode="reflect")
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        ctx.width = inputs[1]
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        w = ctx.width
+
+        def folded(rows: Tensor) -> Tensor:
+            inner = rows[..., w:-w].clone()
+            inner[..., 1 : w + 1] += rows[..., :w].flip(-1)
+            inner[..., -w - 1 : -1] += rows[..., -w:].flip(-1)
+            return inner
+
+        inner = folded(grad[..., w:-w, :])
+        inner[..., 1 : w + 1, :] += folded(grad[..., :w, :].flip(-2))
+        inner[..., -w - 1 : -1, :] += folded(grad[..., -w:, :].flip(-2))
+        return inner, None
+
+
 class ReflectPad(nn.Module):
     """The same ``reflect_pad`` on all four sides."""
 
@@ -106,6 +164,9 @@ class ReflectPad(nn.Module):
         self.width = width
 
     def forward(self, x: Tensor) -> Tensor:
+        # below that the few large copies are more trouble than the many small ones
+        if x.device.type == "cpu" and 0 < self.width < min(x.shape[-2:]) and x.numel() >= 2**16:
+            return _Reflect.apply(x, self.width)
         return reflect_pad(x, self.width, self.width, self.width, self.width)
 
     def extra_repr(self) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from . import upsamplers
-from .layers import Size, centre_crop, conv, join, one_of, output_range, whole
+from .layers import BatchNorm, Size, centre_crop, conv, join, one_of, output_range, whole
 from .registry import register
 
 
@@ -19,7 +19,7 @@ def _block(in_channels: int, out_channels: int, kernel: int, halve: bool = False
     return nn.Sequential(
         conv(in_channels, out_channels, kernel),
         *([nn.MaxPool2d(2, ceil_mode=True)] if halve else []),
-        nn.BatchNorm2d(out_channels),
+        BatchNorm(out_channels),
         nn.LeakyReLU(0.01, inplace=True),
     )
 
@@ -56,7 +56,7 @@ class ReproductionUNet(nn.Module):
         )
         self.up = nn.ModuleList(
             nn.Sequential(
-                nn.BatchNorm2d(skip + width),
+                BatchNorm(skip + width),
                 _block(skip + width, width, kernel_up),
                 _block(width, width, 1),
             )

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ..errors import UserError
 from . import upsamplers
-from .layers import Size, output_range, per_scale, reflect_pad, whole
+from .layers import BatchNorm, Size, output_range, per_scale, reflect_pad, whole
 from .registry import register
 
 EXPAND = "expand"  # the learnt upsampling of Swin-Unet, beside those of ``upsamplers``
@@ -255,7 +255,7 @@ class Upsample(nn.Module):
         # a bias before batch normalisation does nothing, unless each pixel of a patch has its own
         self.mix = nn.Linear(channels, self.before**2 * out, bias=self.before > 1)
         self.upsample = upsamplers.make(mode, out, align_corners=True)
-        self.norm = nn.BatchNorm2d(out)
+        self.norm = BatchNorm(out)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mix(x)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import UserError, nearest
-from .layers import Size, reflect_pad
+from .layers import Size, plain_float32, reflect_pad
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 SPELLINGS = "or write a filter: taps:0.25,0.5,0.25 or kaiser:60,0.4,0.2 (dB, cut-off, transition)"
@@ -189,10 +189,26 @@ class Interpolate(nn.Module):
             size = (2 * x.shape[-2], 2 * x.shape[-1])
         if tuple(x.shape[-2:]) == tuple(size):
             return x
+        double = tuple(size) == (2 * x.shape[-2], 2 * x.shape[-1])
+        large = double and x.numel() >= 2**15  # below that it makes no difference
+        if large and self.mode == "bilinear" and not self.align_corners and plain_float32(x):
+            return _doubled(x)
         return F.interpolate(x, size=size, mode=self.mode, align_corners=self.align_corners)
 
     def extra_repr(self) -> str:
         return self.mode
+
+
+def _doubled(x: Tensor) -> Tensor:
+    """Bilinear interpolation by two as a depthwise transposed convolution: in half the time.
+
+    Between pixels lie 1/4 and 3/4 of the way; beyond the edge the map goes on as it ends.
+    """
+    channels = x.shape[1]
+    line = torch.tensor([0.25, 0.75, 0.75, 0.25])
+    kernel = torch.outer(line, line).expand(channels, 1, 4, 4)
+    x = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    return F.conv_transpose2d(x, kernel, stride=2, padding=3, groups=channels)
 
 
 class Transposed(nn.ConvTranspose2d):
