@@ -46,9 +46,9 @@ class BatchNorm(nn.BatchNorm2d):
         y, mean, rstd = torch.native_group_norm(x, self.weight, self.bias, *sizes, self.eps)
         with torch.no_grad():
             variance = (rstd[0].pow(-2) - self.eps) * (pixels / (pixels - 1))
-            self.running_mean.lerp_(mean[0], self.momentum)
-            self.running_var.lerp_(variance, self.momentum)
-            self.num_batches_tracked += 1
+            self.running_mean.mul_(1 - self.momentum).add_(self.momentum * mean[0])
+            self.running_var.mul_(1 - self.momentum).add_(self.momentum * variance)
+            self.num_batches_tracked.add_(1)
         return y
 
 
