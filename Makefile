@@ -15,7 +15,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 
 bench: .venv/installed
-	$(BIN)/python benchmarks/step.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step.py
 
 # torch before everything that depends on it, so that the version pinned is the one that comes.
 .venv/installed: pyproject.toml constraints.txt
