@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import glob
 import math
-import shutil
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import numpy as np
 from . import auto, images, own
 from .cluster import Cluster
 from .errors import UserError
-from .files import cannot_write
+from .files import cannot_write, clean
 from .images.frames import FrameWriter, count_frames, read_frame
 from .options import DenoisingOptions, Options
 from .tasks import Job
@@ -114,6 +113,7 @@ def denoise(words: list[str], output: Path | None, wishes: Wishes, say: Callable
             places[0].parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cannot_write(places[0].parent, error) from error
+    clean(places[0].parent)
     failed = 0
     for picture, place in zip(pictures, places, strict=True):
         if into_folder and place.exists() and not wishes.overwrite:
@@ -222,6 +222,8 @@ def _by_tiles(picture: Path, place: Path, wishes: Wishes, say: Callable) -> None
         return None if choice.clean else choice.options, choice.deviation
 
     keep = wishes.keep or place.with_name(f".{place.name}.tiles")
-    say(denoise_file(picture, place, choose, wishes.cluster, keep, wishes.overwrite))
-    if wishes.keep is None:
-        shutil.rmtree(keep, ignore_errors=True)
+    kept = wishes.keep is not None
+    say(denoise_file(picture, place, choose, wishes.cluster, keep, kept, wishes.overwrite))
+    if not kept:
+        with suppress(OSError):  # somebody else is there by now
+            keep.rmdir()

@@ -149,16 +149,30 @@ def run_one(
     by KeyboardInterrupt after a checkpoint. ``bar``: whether a progress bar is shown on stderr.
     ``draw``: whether its two figures are drawn.
 
-    Returns what result.json holds, and the restored picture [C, H, W] in [0, 1].
+    Raises UserError if another process writes in the folder. Returns what result.json holds, and
+    the restored picture [C, H, W] in [0, 1].
     """
     device_name, precision = _where(o, switches)
     o = replace(o, device=device_name, precision=precision)
-    run.begin(configuration(o, job, o.device, o.precision, labels), switches.overwrite)
-    tiled = getattr(o, "tile", 0)
-    device = torch.device("cpu" if tiled else o.device)
+    work = _run_tiled if getattr(o, "tile", 0) else _run_whole
+    with run.alone():
+        run.begin(configuration(o, job, o.device, o.precision, labels), switches.overwrite)
+        return work(job, run, o, switches, say, cancelled, bar, draw)
+
+
+def _run_whole(
+    job: Job,
+    run: Run,
+    o: Options,
+    switches: Switches,
+    say: Callable,
+    cancelled: Callable[[], bool] | None,
+    bar: bool,
+    draw: bool,
+) -> tuple[dict, np.ndarray]:
+    """``run_one`` in one piece."""
+    device = torch.device(o.device)
     peak_memory(device, reset=True)
-    if tiled:
-        return _run_tiled(job, run, o, switches, say, cancelled, bar, draw)
     state = prepare(job, o, device, o.precision)
     truth = state.truth
     baseline = metrics.psnr(tensor(job.seen), job.problem.x) if truth is not None else float("nan")
@@ -210,6 +224,7 @@ def _run_tiled(
     draw: bool,
 ) -> tuple[dict, np.ndarray]:
     """``run_one`` tile by tile: ``tiles.csv`` in the place of one history."""
+    peak_memory(torch.device("cpu"), reset=True)
     y = job.problem.y[0].numpy()
     tiles = _tiles(job, o, run)
     said = f"{job.name}: {len(tiles.layout)} tiles"

@@ -19,6 +19,7 @@ from . import auto, data, images, models, noise, operators
 from .cluster import Cluster
 from .errors import UserError
 from .experiment import configuration, run_one
+from .files import check_alone
 from .flags import Switches
 from .options import (
     NOT_IN_THE_NUMBERS,
@@ -239,6 +240,7 @@ def restore(
         with tempfile.TemporaryDirectory() as folder:
             return fitted(Run(Path(folder)), draw=False)
     run = Run(keep)
+    check_alone(keep)
     config = configuration(options, job, *where.choose(options.device, options.precision))
     try:
         run.check(config, NOT_IN_THE_NUMBERS, resume=True, overwrite=False)
@@ -250,8 +252,9 @@ def restore(
     check_free("--keep", run)
     if run.finished and found is not None:
         return run.result(), found
-    summary, restored = fitted(run, draw=True)
-    run.write_exact(restored)
+    with run.alone():
+        summary, restored = fitted(run, draw=True)
+        run.write_exact(restored)
     return summary, restored
 
 
@@ -264,6 +267,7 @@ def demo(folder: Path) -> str:
     """Restore a picture that scikit-image ships, as ``dip-recon denoise`` would, into a run folder;
     returns a table of what came of it."""
     run = Run(folder)
+    check_alone(folder)
     check_free("--output", run)
     item = data.resolve(DEMO["folder_path"])[0]
     job = denoising_job(item, replace(auto.DENOISING, **DEMO))

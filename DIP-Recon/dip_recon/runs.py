@@ -13,10 +13,11 @@ import csv
 import io
 import json
 import re
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ import torch
 import yaml
 
 from .errors import UserError
-from .files import atomic, cannot_write
+from .files import LOCK, alone, atomic, cannot_write, check_alone, clean
 
 HISTORY = ("iteration", "seconds", "loss", "psnr_noisy", "psnr_gt", "psnr_gt_sm", "ssim_gt_sm")
 FILES = (
@@ -72,6 +73,20 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
+        self._mine = False
+
+    @contextmanager
+    def alone(self):
+        """While in here no other process writes in this folder; ``files.alone``, entered once."""
+        if self._mine:
+            yield
+            return
+        with alone(self.folder):
+            self._mine = True
+            try:
+                yield
+            finally:
+                self._mine = False
 
     @property
     def finished(self) -> bool:
@@ -96,8 +111,11 @@ class Run:
         ``overwrite``. ``absent`` has the values that options had before there were any.
 
         Raises:
-            UserError: naming the folder, what differs, and the flags that help.
+            UserError: naming the folder, what differs, and the flags that help; or that another
+                process writes there.
         """
+        if not self._mine and not (resume and self.finished):
+            check_alone(self.folder)
         if overwrite or not self.begun:
             return
         before = {**(absent or {}), **self.config()}
@@ -122,6 +140,8 @@ class Run:
     def begin(self, config: dict, overwrite: bool) -> None:
         """Make the folder and save the configuration; with ``overwrite`` empty it first."""
         make_folder(self.folder / "snapshots")
+        for place in (self.folder, self.folder / "snapshots", self.folder / "tiles"):
+            clean(place)
         if overwrite:
             self.clear()
         stale = ("result.json", "restored.npy", "comparison.png", "curves.png", "peers.json")
@@ -136,6 +156,14 @@ class Run:
         tiles = self.folder.glob("tiles/[0-9]*.npz")
         files = (self.folder / name for name in FILES)
         self._remove([*files, *snapshots, *boards, *tiles])
+
+    def remove(self) -> None:
+        """Delete all that is in the folder, but for the lock of whoever is at work here."""
+        for path in self.folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != LOCK:
+                path.unlink()
 
     @staticmethod
     def _remove(paths: Iterable[Path]) -> None:
@@ -261,11 +289,21 @@ def find(folder: str | Path) -> list[Run]:
 
 
 def write_results(folder: Path) -> None:
-    """Make ``results.csv`` of a method's folder anew from the finished runs in it."""
+    """Make ``results.csv`` of a method's folder anew from the finished runs in it.
+
+    Another process may finish runs there meanwhile and do the same: whoever writes last sees all.
+    """
+    clean(folder)
+    found = None
+    while found != (found := sorted(folder.glob("*/result.json"))):
+        _write_results(folder, found)
+
+
+def _write_results(folder: Path, found: list[Path]) -> None:
     with atomic(folder / "results.csv") as path, path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(RESULTS)
-        for run in (Run(path.parent) for path in sorted(folder.glob("*/result.json"))):
+        for run in (Run(path.parent) for path in found):
             result = run.result()
             keys = ("psnr_stopped", "ssim_stopped", "psnr_noisy")
             writer.writerow([result["image"], *(_short(result.get(k)) for k in keys)])
@@ -281,6 +319,10 @@ def _short(value) -> str:
 
 def check_free(flag: str, run: Run) -> None:
     """Raise UserError unless the folder can be written and holds a run, or nothing."""
-    if run.folder.is_dir() and any(run.folder.iterdir()) and not run.begun:
+    mere = (LOCK, ".part-")  # of a run that was killed before it began
+    others = run.folder.is_dir() and any(
+        not path.name.startswith(mere) for path in run.folder.iterdir()
+    )
+    if others and not run.begun:
         raise UserError(f"{flag} {run.folder}: holds other files; choose a new folder")
     check_writable(run.folder)

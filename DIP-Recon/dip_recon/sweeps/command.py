@@ -13,7 +13,7 @@ from ..cluster import Cluster
 from ..errors import UserError, nearest
 from ..experiment import Plan, open_log
 from ..figures.records import load as load_records
-from ..files import atomic
+from ..files import atomic, clean
 from ..fit import choose
 from ..flags import Switches, read
 from .grid import Sweep, load, plans
@@ -84,7 +84,8 @@ def main(argv: list[str], prog: str = "dip-recon sweep") -> int:
     runs.make_folder(folder)
     if switches.overwrite:
         for plan in wanted:
-            plan.run.clear()
+            with plan.run.alone():
+                plan.run.clear()
     with open_log(folder / "log.txt") as say:
         for line in header:
             say(line)
@@ -158,6 +159,8 @@ def _line(outcome: Outcome, n: int, total: int, seconds_left: float) -> str:
 
 def _report(sweep: Sweep, folder: Path, failed: int, say) -> int:
     """The table and the figures of all that the folder holds."""
+    clean(folder)
+    clean(folder / "figures")
     if runs.find(folder):
         say(f"table: {_write_table(folder)}")
         if sweep.comparison:
