@@ -142,12 +142,14 @@ def run_one(
     cancelled: Callable[[], bool] | None = None,
     bar: bool = True,
     draw: bool = True,
+    exact: bool = False,
 ) -> tuple[dict, np.ndarray]:
     """Fit one picture and fill its run folder.
 
     ``cancelled`` is asked after every iteration; once true the run ends like an interrupted one,
     by KeyboardInterrupt after a checkpoint. ``bar``: whether a progress bar is shown on stderr.
-    ``draw``: whether its two figures are drawn.
+    ``draw``: whether its two figures are drawn. ``exact``: whether the restored picture is kept to
+    the last digit.
 
     Raises UserError if another process writes in the folder. Returns what result.json holds, and
     the restored picture [C, H, W] in [0, 1].
@@ -157,7 +159,7 @@ def run_one(
     work = _run_tiled if getattr(o, "tile", 0) else _run_whole
     with run.alone():
         run.begin(configuration(o, job, o.device, o.precision, labels), switches.overwrite)
-        return work(job, run, o, switches, say, cancelled, bar, draw)
+        return work(job, run, o, switches, say, cancelled, bar, draw, exact)
 
 
 def _run_whole(
@@ -169,6 +171,7 @@ def _run_whole(
     cancelled: Callable[[], bool] | None,
     bar: bool,
     draw: bool,
+    exact: bool,
 ) -> tuple[dict, np.ndarray]:
     """``run_one`` in one piece."""
     device = torch.device(o.device)
@@ -192,22 +195,22 @@ def _run_whole(
     callbacks = [evaluation, lines, Snapshots(run, o.snapshots), progress]
     board = TensorBoard(run, evaluation, o.snapshots, state) if switches.tensorboard else None
     callbacks += [board] * (board is not None)
-    try:
-        with checkpoints.listening():
+    with checkpoints.listening():
+        try:
             result = fit(state, o.num_iters, [*callbacks, checkpoints])
-    finally:
-        progress.close()
-        if board:
-            board.close()
-    evaluation.measure(state)
-    run.write_history(evaluation.rows)
-    restored = result.restored[0].cpu().numpy()
-    if job.keep_known:
-        known = job.problem.A.mask[0].numpy()
-        restored = known * job.problem.y[0].numpy() + (1 - known) * restored
-    images.write(run.folder / "restored.png", restored, like=job.like)
-    summary = summarise(job, o, state, result, baseline, evaluation)
-    run.write_result(summary)
+        finally:
+            progress.close()
+            if board:
+                board.close()
+        evaluation.measure(state)
+        run.write_history(evaluation.rows)
+        restored = result.restored[0].cpu().numpy()
+        if job.keep_known:
+            known = job.problem.A.mask[0].numpy()
+            restored = known * job.problem.y[0].numpy() + (1 - known) * restored
+        images.write(run.folder / "restored.png", restored, like=job.like)
+        summary = summarise(job, o, state, result, baseline, evaluation)
+        run.write_result(summary, restored if exact else None)
     if draw:
         figures.draw_run(run)
     return summary, restored
@@ -222,6 +225,7 @@ def _run_tiled(
     cancelled: Callable[[], bool] | None,
     bar: bool,
     draw: bool,
+    exact: bool,
 ) -> tuple[dict, np.ndarray]:
     """``run_one`` tile by tile: ``tiles.csv`` in the place of one history."""
     peak_memory(torch.device("cpu"), reset=True)
@@ -260,7 +264,7 @@ def _run_tiled(
         summary["psnr_stopped"] = _finite(row["psnr_gt"])
         summary["ssim_stopped"] = _finite(row["ssim_gt_sm"])
     run.write_history([row])
-    run.write_result(summary)
+    run.write_result(summary, restored if exact else None)
     tiles.remove()
     if draw:
         figures.draw_run(run)
@@ -293,6 +297,15 @@ def _finite(value: float | None, digits: int = 4) -> float | None:
     return None if value is None or not math.isfinite(value) else round(float(value), digits)
 
 
+def troubles(state: State) -> dict:
+    """What result.json says of a fit that its guard had to put back; nothing of others."""
+    found = {"troubles": state.guard.troubles} if state.guard.troubles else {}
+    return found | ({"gave_up": True} if state.guard.gave_up else {})
+
+
+GAVE_UP = "the fit was lost again and again; what it had before is kept. Try a smaller --lr"
+
+
 def summarise(
     job: Job, o: Options, state: State, result: Result, baseline: float, evaluation: Evaluation
 ) -> dict:
@@ -313,6 +326,7 @@ def summarise(
         "seed": o.seed,
         "device": state.z.device.type,
         "precision": state.precision,
+        **troubles(state),
     }
     if x is not None:
         oracle, at = evaluation.oracle()
@@ -452,7 +466,7 @@ def closing(s: dict) -> str:
         line += f"  Noisy_Baseline: {s['psnr_noisy']}"
     if "psnr_oracle" in s:
         line += f"  (oracle {s['psnr_oracle']} at {s['oracle_iteration']})"
-    return line
+    return f"{line}   {GAVE_UP}" if s.get("gave_up") else line
 
 
 def main(cls: type[Options], argv: list[str] | None = None) -> int:
@@ -462,7 +476,8 @@ def main(cls: type[Options], argv: list[str] | None = None) -> int:
     kept = [word for word in argv if word not in ("--resume", "--overwrite")]
     again = shlex.join([*kept, "--resume"])
 
-    def work() -> None:
-        run_all(*parse(cls, argv, prog))
+    def work() -> int:
+        summaries = run_all(*parse(cls, argv, prog))
+        return int(any(summary.get("gave_up") for summary in summaries))
 
     return exit_status(work, f"python {prog} {again}")

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from . import auto, data, images, models, noise, operators
 from .cluster import Cluster
-from .errors import UserError
+from .errors import Kept, UserError
 from .experiment import configuration, run_one
 from .files import check_alone
 from .flags import Switches
@@ -232,13 +232,17 @@ def restore(
     where = cluster if getattr(options, "tile", 0) else Cluster()
     switches = Switches(resume=True, workers=cluster.workers, scheduler=cluster.scheduler)
 
-    def fitted(run: Run, draw: bool) -> tuple[dict, np.ndarray]:
+    def fitted(run: Run) -> tuple[dict, np.ndarray]:
         models.check_size(options.model_type, **network_settings(job, options))
-        return run_one(job, run, options, switches, lambda line: None, draw=draw)
+        kept = {"draw": keep is not None, "exact": keep is not None}
+        return run_one(job, run, options, switches, lambda line: None, **kept)
 
     if keep is None:
         with tempfile.TemporaryDirectory() as folder:
-            return fitted(Run(Path(folder)), draw=False)
+            try:
+                return fitted(Run(Path(folder)))
+            except Kept as interrupt:  # not for long
+                raise KeyboardInterrupt from interrupt
     run = Run(keep)
     check_alone(keep)
     config = configuration(options, job, *where.choose(options.device, options.precision))
@@ -252,10 +256,7 @@ def restore(
     check_free("--keep", run)
     if run.finished and found is not None:
         return run.result(), found
-    with run.alone():
-        summary, restored = fitted(run, draw=True)
-        run.write_exact(restored)
-    return summary, restored
+    return fitted(run)
 
 
 DEMO = {

@@ -2,8 +2,8 @@
 
 ``<save_folder>/<task>/<model_type>[_<special>]/`` holds ``log.txt`` and ``results.csv``, and in it
 one folder a picture: ``config.yaml``, ``history.csv``, ``checkpoint.pt`` while it runs,
-``snapshots/``, ``noisy.png``, ``clean.png``, ``restored.png`` and, last of all, ``result.json``
-(and ``restored.npy`` after it, where one's own picture is restored).
+``snapshots/``, ``noisy.png``, ``clean.png``, ``restored.png`` (where one's own picture is restored
+``restored.npy`` too) and, last of all, ``result.json``.
 Every file is written under a temporary name and renamed.
 """
 
@@ -235,13 +235,8 @@ class Run:
             raise _damaged(path)
         return rows
 
-    def write_exact(self, picture: np.ndarray) -> None:
-        """Save the restored picture [C, H, W] to the last digit, which files do not have."""
-        with atomic(self.folder / "restored.npy") as path, path.open("wb") as file:
-            np.save(file, picture)
-
     def load_exact(self) -> np.ndarray | None:
-        """What ``write_exact`` saved, None if it did not."""
+        """The restored picture [C, H, W] that ``write_result`` saved, None if it did not."""
         path = self.folder / "restored.npy"
         if not path.is_file():
             return None
@@ -250,8 +245,15 @@ class Run:
         except (OSError, ValueError, EOFError) as error:
             raise _damaged(path) from error
 
-    def write_result(self, result: dict) -> None:
-        """Save result.json, which marks the run as finished, and drop the checkpoint."""
+    def write_result(self, result: dict, exact: np.ndarray | None = None) -> None:
+        """Save result.json, which marks the run as finished, and drop the checkpoint.
+
+        exact: the restored picture [C, H, W], to be kept to the last digit, which files do not
+            have.
+        """
+        if exact is not None:
+            with atomic(self.folder / "restored.npy") as path, path.open("wb") as file:
+                np.save(file, exact)
         with atomic(self.folder / "result.json") as path:
             path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         (self.folder / "checkpoint.pt").unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from .. import comparison, figures, runs, tables
 from ..cluster import Cluster
 from ..errors import UserError, nearest
-from ..experiment import Plan, open_log
+from ..experiment import GAVE_UP, Plan, open_log
 from ..figures.records import load as load_records
 from ..files import atomic, clean
 from ..fit import choose
@@ -89,8 +89,10 @@ def main(argv: list[str], prog: str = "dip-recon sweep") -> int:
     with open_log(folder / "log.txt") as say:
         for line in header:
             say(line)
-        failed = _carry_out(left, replace(switches, overwrite=False), cluster, folder, say)
-        return _report(sweep, folder, failed, say)
+        failed, given_up = _carry_out(
+            left, replace(switches, overwrite=False), cluster, folder, say
+        )
+        return max(_report(sweep, folder, failed, say), int(given_up > 0))
 
 
 def _refuse(message: str):
@@ -125,12 +127,18 @@ def _cluster(args: argparse.Namespace) -> Cluster:
 # ---------------------------------------------------------------- doing
 
 
-def _carry_out(left: list[Plan], switches: Switches, cluster: Cluster, folder: Path, say) -> int:
-    """All runs that are left; returns how many failed. Interrupted, it leaves the table."""
-    failed, began = 0, time.perf_counter()
+def _carry_out(
+    left: list[Plan], switches: Switches, cluster: Cluster, folder: Path, say
+) -> tuple[int, int]:
+    """All runs that are left; returns how many failed, and how many gave up and left a picture.
+
+    Interrupted, it leaves the table.
+    """
+    failed, given_up, began = 0, 0, time.perf_counter()
     try:
         for n, outcome in enumerate(outcomes(left, switches, cluster), 1):
             failed += outcome.error is not None
+            given_up += bool((outcome.result or {}).get("gave_up"))
             passed = time.perf_counter() - began
             say(_line(outcome, n, len(left), passed * (len(left) - n) / n))
             if outcome.result:
@@ -140,7 +148,9 @@ def _carry_out(left: list[Plan], switches: Switches, cluster: Cluster, folder: P
         if done:
             say(f"interrupted; what is done: {_write_table(folder)}")
         raise
-    return failed
+    if given_up:
+        say(f"{given_up} gave up: {GAVE_UP}")
+    return failed, given_up
 
 
 def _line(outcome: Outcome, n: int, total: int, seconds_left: float) -> str:

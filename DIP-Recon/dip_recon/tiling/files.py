@@ -41,8 +41,10 @@ def denoise_file(
     keep: Path,
     kept: bool = True,
     overwrite: bool = False,
-) -> str:
-    """Denoise a picture of any size by tiles, from file to file; returns what to print of it.
+) -> tuple[str, dict]:
+    """Denoise a picture of any size by tiles, from file to file.
+
+    Returns what to print of it, and what the tiles came to, as ``Tiles.write_table`` does.
 
     choose: the options, ``tile`` and ``overlap`` among them, for a sample [C, h, w] of the picture,
         and the noise level (0–255) that no tile is to go beyond; None for a picture to be left as
@@ -65,7 +67,7 @@ def denoise_file(
             with large.create_sink(output, **kind) as sink:
                 for top, bottom, left, right in Layout(source.size, SAMPLE, 0).windows():
                     sink.write(top, left, source.read(top, bottom, left, right))
-            return f"{output}: unchanged"
+            return f"{output}: unchanged", {}
         options, _ = resolve(options)
         options.validate()
         layout = Layout(source.size, options.tile, options.overlap)
@@ -98,10 +100,11 @@ def denoise_file(
             tiles.remove()
             if not kept:
                 run.remove()
-    return (
+    said = (
         f"{output}: {counts['tiles']} tiles, {counts['stop_iteration']} iterations each in the "
         f"middle, {counts['seconds']:.0f} s in all"
     )
+    return said, counts
 
 
 def _middle(size: tuple[int, int]) -> tuple[int, int, int, int]:
