@@ -187,9 +187,7 @@ def _run_whole(
         say(f"{job.name}: noise level {rule.sigma:.2f}, {known}")
     if checkpoints.restore(state):
         say(f"{job.name}: goes on from iteration {state.iteration}")
-    images.save_png(run.folder / "noisy.png", job.problem.y[0].numpy())
-    if truth is not None:
-        images.save_png(run.folder / "clean.png", job.problem.x[0].numpy())
+    _write_inputs(job, run)
     progress = Progress(evaluation, o.num_iters, state.iteration, job.name, bar)
     lines = Lines(evaluation, o.iters_print_acc, baseline, say, o.verbose)
     callbacks = [evaluation, lines, Snapshots(run, o.snapshots), progress]
@@ -210,10 +208,19 @@ def _run_whole(
             restored = known * job.problem.y[0].numpy() + (1 - known) * restored
         images.write(run.folder / "restored.png", restored, like=job.like)
         summary = summarise(job, o, state, result, baseline, evaluation)
+        _write_inputs(job, run, again=False)
         run.write_result(summary, restored if exact else None)
     if draw:
         figures.draw_run(run)
     return summary, restored
+
+
+def _write_inputs(job: Job, run: Run, again: bool = True) -> None:
+    """The noisy and the clean picture; without ``again`` only where somebody has deleted them."""
+    for name, picture in (("noisy.png", job.problem.y), ("clean.png", job.problem.x)):
+        path = run.folder / name
+        if picture is not None and (again or not path.is_file()):
+            images.save_png(path, picture[0].numpy())
 
 
 def _run_tiled(
@@ -237,9 +244,7 @@ def _run_tiled(
         said += f", noise level {tiles.sigma:.2f}, {known}"
     say(said)
     x = job.problem.x
-    images.save_png(run.folder / "noisy.png", y)
-    if x is not None:
-        images.save_png(run.folder / "clean.png", x[0].numpy())
+    _write_inputs(job, run)
     tiles.fit(Cluster(switches.workers, switches.scheduler), bar, cancelled)
     restored = np.empty_like(y)
     for (top, bottom, left, right), window in tiles.blended():
@@ -264,6 +269,7 @@ def _run_tiled(
         summary["psnr_stopped"] = _finite(row["psnr_gt"])
         summary["ssim_stopped"] = _finite(row["ssim_gt_sm"])
     run.write_history([row])
+    _write_inputs(job, run, again=False)
     run.write_result(summary, restored if exact else None)
     tiles.remove()
     if draw:

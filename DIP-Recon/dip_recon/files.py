@@ -214,5 +214,7 @@ def cannot_write(path: str | Path, error: OSError) -> UserError:
     """The UserError for a failed write, naming the path and the mend."""
     if error.errno in _FULL:
         return UserError(f"{path}: no space left there; free some, or write to another folder")
+    if error.errno == errno.ENOENT and not Path(path).parent.is_dir():
+        return UserError(f"{path}: its folder is not there, or no longer; make it, and start again")
     reason = error.strerror or str(error)
     return UserError(f"{path}: cannot be written ({reason}); choose another folder")

@@ -74,6 +74,7 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self._mine = False
+        self._config: dict | None = None
 
     @contextmanager
     def alone(self):
@@ -146,8 +147,12 @@ class Run:
             self.clear()
         stale = ("result.json", "restored.npy", "comparison.png", "curves.png", "peers.json")
         self._remove([self.folder / name for name in stale])
+        self._config = config
+        self._write_config()
+
+    def _write_config(self) -> None:
         with atomic(self.folder / "config.yaml") as path:
-            path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+            path.write_text(yaml.safe_dump(self._config, sort_keys=False), encoding="utf-8")
 
     def clear(self) -> None:
         """Remove what a run has left in the folder, and nothing else."""
@@ -251,6 +256,8 @@ class Run:
         exact: the restored picture [C, H, W], to be kept to the last digit, which files do not
             have.
         """
+        if self._config and not (self.folder / "config.yaml").is_file():  # somebody has deleted it
+            self._write_config()
         if exact is not None:
             with atomic(self.folder / "restored.npy") as path, path.open("wb") as file:
                 np.save(file, exact)
