@@ -137,6 +137,15 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     table.set_defaults(run=_table)
 
+    verify = commands.add_parser(
+        "verify", help="begin a finished run again, and compare it with what it stored"
+    )
+    verify.add_argument("folder", type=Path, metavar="RUN", help="a run folder")
+    verify.add_argument(
+        "--iterations", type=int, default=50, metavar="N", help="how many of them (50)"
+    )
+    verify.set_defaults(run=_verify)
+
     report = commands.add_parser("report", help="a web page of finished runs, read from disk")
     report.add_argument("runs", nargs="+", type=Path, help="folders with finished runs in them")
     report.add_argument(
@@ -412,6 +421,14 @@ def _table(args) -> None:
     with atomic(args.output) as path:
         path.write_text(text, encoding="utf-8", newline="")
     print(args.output)
+
+
+def _verify(args) -> int:
+    from .verify import verify
+
+    if args.iterations < 1:
+        raise UserError(f"--iterations {args.iterations}: must be at least 1")
+    return 0 if verify(args.folder, args.iterations, print) else 1
 
 
 def _report(args) -> None:

@@ -64,6 +64,7 @@ def configuration(
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "numpy": np.__version__,
+        "threads": torch.get_num_threads(),
     }
     chosen = {**asdict(o), "device": device, "precision": precision}
     digest = job.digest

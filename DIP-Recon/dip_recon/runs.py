@@ -225,7 +225,7 @@ class Run:
             writer = csv.DictWriter(file, HISTORY)
             writer.writeheader()
             for row in rows:
-                writer.writerow({k: _short(row.get(k)) for k in HISTORY})
+                writer.writerow({k: short(row.get(k)) for k in HISTORY})
 
     def history(self) -> list[dict]:
         """The rows of history.csv, numbers as floats, empty cells as None."""
@@ -315,14 +315,15 @@ def _write_results(folder: Path, found: list[Path]) -> None:
         for run in (Run(path.parent) for path in found):
             result = run.result()
             keys = ("psnr_stopped", "ssim_stopped", "psnr_noisy")
-            writer.writerow([result["image"], *(_short(result.get(k)) for k in keys)])
+            writer.writerow([result["image"], *(short(result.get(k)) for k in keys)])
 
 
 def _damaged(path: Path) -> UserError:
     return UserError(f"{path}: damaged; delete its folder, or use --overwrite")
 
 
-def _short(value) -> str:
+def short(value) -> str:
+    """A figure as history.csv and results.csv have it; nothing for None."""
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
