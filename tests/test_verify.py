@@ -123,7 +123,7 @@ def test_what_cannot_be_verified_is_refused(stored, folder, tmp_path, picture, c
     (run.folder / "config.yaml").write_text("a: 1\n")
     refused(run.folder, "its picture None")
     stored(TiledOptions, "--tile", "24", "--overlap", "4", "--growing", "False", "--special", "t")
-    refused(tmp_path / "runs/denoising/DIP_2_scaled_t/grey", "tiles")
+    refused(tmp_path / "runs/denoising/PG_DIP_t/grey", "tiles")
 
 
 def test_threads_change_no_more_than_rounding(fresh):
