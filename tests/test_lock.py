@@ -200,3 +200,29 @@ def test_results_hold_what_another_process_finished_meanwhile(tmp_path, monkeypa
     assert [line.split(",")[0] for line in (tmp_path / "results.csv").read_text().split()] == [
         "ID", "a", "b",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("sweep", [False, True])
+def test_a_run_killed_after_its_result_is_finished_off(folder, tmp_path, sweep):
+    """The figures come after result.json; a dead lock tells that somebody was killed over them."""
+    (folder / "grey.png").unlink()
+    words = ["--folder_path", str(folder), "--save_folder", str(tmp_path / "runs"), *SMALL.split()]
+    (tmp_path / "s.yaml").write_text("grid: {seed: [7]}\n")
+
+    def go():
+        if sweep:
+            return command(["sweep", str(tmp_path / "s.yaml"), *words])
+        return main(DenoisingOptions, [*words, "--resume"])
+
+    assert go() == 0
+    [result] = (tmp_path / "runs").rglob("result.json")
+    expected = {p.name for p in result.parent.iterdir()}
+    (result.parent / "comparison.png").unlink()
+    (result.parent / "tiles").mkdir()
+    for name in (LOCK, "checkpoint.pt", ".part-abcd_123.png", "tiles/000003.npz"):
+        (result.parent / name).touch()
+        os.utime(result.parent / name, (0, 0))
+    before = result.read_bytes()
+    assert go() == 0
+    assert {p.name for p in result.parent.iterdir()} == expected
+    assert result.read_bytes() == before

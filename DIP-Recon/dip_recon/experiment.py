@@ -216,6 +216,17 @@ def _run_whole(
     return summary, restored
 
 
+def finish_off(run: Run) -> None:
+    """Do for a finished run what its process did not come to, if that was killed at the very end.
+
+    Raises UserError if it is at it still.
+    """
+    if run.cut_off:
+        with run.alone():
+            run.tidy()
+            figures.draw_run(run)
+
+
 def _write_inputs(job: Job, run: Run, again: bool = True) -> None:
     """The noisy and the clean picture; without ``again`` only where somebody has deleted them."""
     for name, picture in (("noisy.png", job.problem.y), ("clean.png", job.problem.x)):
@@ -395,6 +406,7 @@ def run_all(o: Options, switches: Switches, notes: list[str] = ()) -> list[dict]
             name, run = this.item.name, this.run
             if switches.resume and run.finished:
                 say(f"Sample {n + 1} {name}: finished before, kept")
+                finish_off(run)
                 figures.draw_run(run)
                 summaries.append(run.result())
                 continue

@@ -45,9 +45,10 @@ def atomic(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary = held = None
     try:
-        held, name = tempfile.mkstemp(prefix=".part-", suffix=path.suffix, dir=path.parent)
-        _lock(held)
+        handle, name = tempfile.mkstemp(prefix=".part-", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
         temporary = Path(name)
+        held = _hold(temporary)
         temporary.chmod(0o666 & ~_UMASK)
         yield temporary
         os.replace(temporary, path)
@@ -75,8 +76,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     temporary = held = None
     try:
         temporary = Path(tempfile.mkdtemp(prefix=".part-", dir=path.parent))
-        held = os.open(temporary, os.O_RDONLY)
-        _lock(held)
+        held = _hold(temporary)
         temporary.chmod(0o777 & ~_UMASK)
         yield temporary
         before = temporary.with_name(f"{temporary.name}-before") if path.exists() else None
@@ -119,6 +119,15 @@ def clean(folder: str | Path) -> None:
                         os.unlink(entry.path)
                 finally:
                     os.close(handle)
+
+
+def _hold(temporary: Path) -> int | None:
+    """An open file by which ``clean`` sees that somebody lives who writes here; None for none."""
+    if fcntl is None:  # Windows renames no open file
+        return None
+    handle = os.open(temporary, os.O_RDONLY)
+    _lock(handle)
+    return handle
 
 
 def _lock(handle: int) -> bool | None:

@@ -130,11 +130,10 @@ class Guard:
 
     def load_state_dict(self, saved: dict, state: State) -> None:
         """Go on as before, in ``state``, which has been put back already."""
-        good = saved.pop("good")
-        self._good = good
-        self.begin(state)
         for name, value in saved.items():
-            setattr(self, name, value)
+            setattr(self, "_good" if name == "good" else name, value)
+        self._first = None if self._first is None else self._first.to(state.z.device)
+        self.begin(state)
         if self.troubles:
             state.lr, state.precision = self.troubles[-1]["lr"], self.troubles[-1]["precision"]
 

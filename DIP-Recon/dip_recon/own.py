@@ -18,7 +18,7 @@ from torch.nn import functional
 from . import auto, data, images, models, noise, operators
 from .cluster import Cluster
 from .errors import Kept, UserError
-from .experiment import configuration, run_one
+from .experiment import configuration, finish_off, run_one
 from .files import check_alone
 from .flags import Switches
 from .options import (
@@ -255,6 +255,7 @@ def restore(
         ) from error
     check_free("--keep", run)
     if run.finished and found is not None:
+        finish_off(run)
         return run.result(), found
     return fitted(run)
 

@@ -141,8 +141,7 @@ class Run:
     def begin(self, config: dict, overwrite: bool) -> None:
         """Make the folder and save the configuration; with ``overwrite`` empty it first."""
         make_folder(self.folder / "snapshots")
-        for place in (self.folder, self.folder / "snapshots", self.folder / "tiles"):
-            clean(place)
+        self._clean()
         if overwrite:
             self.clear()
         stale = ("result.json", "restored.npy", "comparison.png", "curves.png", "peers.json")
@@ -153,6 +152,23 @@ class Run:
     def _write_config(self) -> None:
         with atomic(self.folder / "config.yaml") as path:
             path.write_text(yaml.safe_dump(self._config, sort_keys=False), encoding="utf-8")
+
+    def _clean(self) -> None:
+        for place in (self.folder, self.folder / "snapshots", self.folder / "tiles"):
+            clean(place)
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether somebody writes here now, or was killed doing so."""
+        return (self.folder / LOCK).exists()
+
+    def tidy(self) -> None:
+        """Remove what is left of a run whose process was killed after it had its result."""
+        self._clean()
+        tiles = self.folder / "tiles"
+        self._remove([self.folder / "checkpoint.pt", *tiles.glob("[0-9]*.npz")])
+        with suppress(OSError):  # none, or with something else in it
+            tiles.rmdir()
 
     def clear(self) -> None:
         """Remove what a run has left in the folder, and nothing else."""

@@ -93,7 +93,7 @@ def cases(root: Path, names: list[str] | None = None) -> list[Case]:
         out.mkdir(exist_ok=True)
         return command(["denoise", str(pictures / "colour.png"), "-o", str(place), *words.split()])
 
-    def reported(out: Path) -> int:
+    def reported(out: Path) -> int:  # of the first of them
         out.mkdir(exist_ok=True)
         return command(["report", str(root / "whole-denoising"), "-o", str(out / "page")])
 
@@ -193,7 +193,6 @@ def _read(path: Path) -> None:
 
 
 DIFFERENT = ("log.txt", "result.json", "config.yaml", "table.csv", "table.md")  # seconds, places
-SHOWN = ("comparison.png", "curves.png")  # of the same numbers
 
 
 def compare(whole: Path, broken: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from .. import comparison, figures, runs, tables
 from ..cluster import Cluster
 from ..errors import UserError, nearest
-from ..experiment import GAVE_UP, Plan, open_log
+from ..experiment import GAVE_UP, Plan, finish_off, open_log
 from ..figures.records import load as load_records
 from ..files import atomic, clean
 from ..fit import choose
@@ -89,6 +89,9 @@ def main(argv: list[str], prog: str = "dip-recon sweep") -> int:
     with open_log(folder / "log.txt") as say:
         for line in header:
             say(line)
+        for plan in wanted:
+            if plan.run.finished:
+                finish_off(plan.run)
         failed, given_up = _carry_out(
             left, replace(switches, overwrite=False), cluster, folder, say
         )
