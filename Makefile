@@ -1,14 +1,18 @@
-# make demo: restore a noisy picture.  make test: run the tests.  Both make .venv first.
+# make demo: restore a noisy picture.  make test: run the tests.  make torture: kills, odd files and
+# load, 20 minutes.  All make .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test torture lint bench clean
 
 demo: .venv/installed
 	$(BIN)/dip-recon demo
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4
+
+torture: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/torture
 
 lint: .venv/installed
 	$(BIN)/ruff check .

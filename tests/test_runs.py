@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from dip_recon import data, images
-from dip_recon.errors import UserError
+from dip_recon.errors import SIGNALS, UserError
 from dip_recon.experiment import main
 from dip_recon.files import atomic
 from dip_recon.fit import fit
@@ -229,7 +229,7 @@ def _iteration(run):
         return 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_interrupted_says_how_to_go_on(folder, tmp_path, number):
     flags = f"--folder_path {folder} --dim 8 --num_iters 100000 --save_folder {tmp_path}".split()
     process = script("denoising.py", *flags, "--checkpoint_every", 10)

@@ -328,15 +328,17 @@ def until(condition, process, seconds=300):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("words, sent", [((), signal.SIGTERM), (("--workers", "2"), signal.SIGINT)])
+@pytest.mark.parametrize(
+    "words, sent", [((), signal.SIGTERM), (("--workers", "2"), signal.SIGUSR1)]
+)
 def test_an_interrupted_sweep_leaves_a_table_and_goes_on(sweep_file, tmp_path, words, sent):
     path = sweep_file(grid={"seed": [7, 8]})
     out = tmp_path / "out"
     process = started(path, tmp_path, *words)
     unfinished = lambda: [p for p in out.rglob("checkpoint.pt")]  # noqa: E731
     until(lambda: find(out) and unfinished(), process)
-    # Ctrl-C reaches the whole group, a scheduler's SIGTERM the one process
-    (os.killpg if sent == signal.SIGINT else os.kill)(process.pid, sent)
+    # SLURM's signal reaches the whole group, as Ctrl-C does, another's SIGTERM the one process
+    (os.killpg if sent == signal.SIGUSR1 else os.kill)(process.pid, sent)
     said, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "interrupted" in errors and "Traceback" not in errors, errors

@@ -8,6 +8,7 @@ Pictures are arrays [H, W] or [H, W, C] with 1 or 3 channels, of uint8 or uint16
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -257,6 +258,8 @@ def _fitter(progress: Progress | None, back: Back, size: tuple[int, int]) -> own
         models.check_size(o.model_type, **network_settings(job, o))
         state = prepare(job, o, *choose(o.device, o.precision))
         result = fit(state, o.num_iters, [tell] if progress else [])
+        if state.guard.gave_up:
+            warnings.warn(state.guard.told(), stacklevel=3)
         return result.restored[0].cpu().numpy()
 
     def fit_tiles(job: tasks.Job, o: Options, run: int) -> np.ndarray:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import glob
 import math
-import shutil
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,8 +13,9 @@ import numpy as np
 
 from . import auto, images, own
 from .cluster import Cluster
-from .errors import UserError
-from .files import cannot_write
+from .errors import Kept, UserError
+from .experiment import GAVE_UP
+from .files import cannot_write, clean
 from .images.frames import FrameWriter, count_frames, read_frame
 from .options import DenoisingOptions, Options
 from .tasks import Job
@@ -38,6 +38,7 @@ class Wishes:
     tile: int | None = None
     overlap: int | None = None
     cluster: Cluster = field(default_factory=Cluster)
+    given_up: list[str] = field(default_factory=list)  # filled in: the pictures whose fit was
 
 
 def expand(words: list[str]) -> list[Path]:
@@ -99,8 +100,11 @@ def _suffix(picture: Path) -> str:
     return picture.suffix if suffix in (*images.WRITABLE, ".zarr") else ".png"
 
 
-def denoise(words: list[str], output: Path | None, wishes: Wishes, say: Callable) -> None:
-    """Denoise all that ``words`` mean. Raises UserError, before anything is written if it can."""
+def denoise(words: list[str], output: Path | None, wishes: Wishes, say: Callable) -> int:
+    """Denoise all that ``words`` mean; the exit status, 1 if a fit was given up.
+
+    Raises UserError, before anything is written if it can.
+    """
     pictures = expand(words)
     into_folder = pictures != [Path(words[0])] or len(words) > 1
     folder_given = len(words) == 1 and Path(words[0]).is_dir()
@@ -114,6 +118,7 @@ def denoise(words: list[str], output: Path | None, wishes: Wishes, say: Callable
             places[0].parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cannot_write(places[0].parent, error) from error
+    clean(places[0].parent)
     failed = 0
     for picture, place in zip(pictures, places, strict=True):
         if into_folder and place.exists() and not wishes.overwrite:
@@ -122,6 +127,10 @@ def denoise(words: list[str], output: Path | None, wishes: Wishes, say: Callable
         keep = wishes.keep / picture.name if wishes.keep and into_folder else wishes.keep
         try:
             _one(picture, place, replace(wishes, keep=keep), into_folder, say)
+        except KeyboardInterrupt as interrupt:
+            if into_folder or keep:  # results that are there, or a run folder
+                raise Kept from interrupt
+            raise
         except (UserError, FloatingPointError, MemoryError) as error:
             if len(pictures) == 1:
                 raise
@@ -130,6 +139,7 @@ def denoise(words: list[str], output: Path | None, wishes: Wishes, say: Callable
             say(f"left out: {named}{error or type(error).__name__}")
     if failed:
         raise UserError(f"{failed} of {len(pictures)} pictures were left out, as said above")
+    return int(bool(wishes.given_up))
 
 
 def _one(picture: Path, place: Path, wishes: Wishes, several: bool, say: Callable) -> None:
@@ -184,9 +194,17 @@ def _restored(job: Job, wishes: Wishes, say: Callable) -> own.Denoised:
 
     def fit_one(small: Job, options: Options, where: str) -> np.ndarray:
         keep = wishes.keep / where if wishes.keep else None
-        return own.restore(small, options, {}, keep, wishes.cluster)[1]
+        summary, restored = own.restore(small, options, {}, keep, wishes.cluster)
+        if summary.get("gave_up"):
+            _give_up(small.name, wishes, say)
+        return restored
 
     return own.denoise(job, wishes.given, fit_one, wishes.runs, wishes.draft, tell)
+
+
+def _give_up(name: str, wishes: Wishes, say: Callable) -> None:
+    say(f"{name}: {GAVE_UP}".replace("--lr", "--width"))
+    wishes.given_up.append(name)
 
 
 def _explain(name: str, choice: auto.Choice, wishes: Wishes, say: Callable) -> None:
@@ -222,6 +240,13 @@ def _by_tiles(picture: Path, place: Path, wishes: Wishes, say: Callable) -> None
         return None if choice.clean else choice.options, choice.deviation
 
     keep = wishes.keep or place.with_name(f".{place.name}.tiles")
-    say(denoise_file(picture, place, choose, wishes.cluster, keep, wishes.overwrite))
-    if wishes.keep is None:
-        shutil.rmtree(keep, ignore_errors=True)
+    kept = wishes.keep is not None
+    said, counts = denoise_file(
+        picture, place, choose, wishes.cluster, keep, kept, wishes.overwrite
+    )
+    say(said)
+    if counts.get("gave_up"):
+        _give_up(picture.name, wishes, say)
+    if not kept:
+        with suppress(OSError):  # somebody else is there by now
+            keep.rmdir()

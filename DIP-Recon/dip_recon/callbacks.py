@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from . import images, metrics
-from .errors import UserError
+from .errors import SIGNALS, Kept, UserError
 from .fit import State, check_finite
 from .runs import Run
 
@@ -29,6 +29,10 @@ class Evaluation:
     def __call__(self, state: State) -> None:
         if (state.iteration - 1) % self.every == 0 or (state.iteration - 1) % self.ssim_every == 0:
             self.measure(state)
+
+    def gone_back(self, state: State) -> None:
+        """Forget what came after."""
+        self.rows = [row for row in self.rows if row["iteration"] < state.iteration]
 
     def measure(self, state: State) -> dict:
         """Append the row of the present iteration, unless it is there, and return it."""
@@ -67,6 +71,10 @@ class Lines:
         self.evaluation, self.every, self.baseline = evaluation, every, baseline
         self.say, self.verbose = say, verbose
 
+    def gone_back(self, state: State) -> None:
+        """Say why."""
+        self.say(state.guard.told())
+
     def __call__(self, state: State) -> None:
         if (state.iteration - 1) % self.every:
             return
@@ -100,6 +108,11 @@ class Progress:
                 shown["restored"] = f"{row['psnr_gt_sm']:.2f}"
             self.bar.set_postfix_str(", ".join(f"{k} {v} dB" for k, v in shown.items()), False)
         self.bar.update()
+
+    def gone_back(self, state: State) -> None:
+        """Be at the iteration where the fit is."""
+        self.bar.n = state.iteration
+        self.bar.refresh()
 
     @staticmethod
     def write(line: str) -> None:
@@ -163,8 +176,8 @@ class TensorBoard:
 class Checkpoints:
     """Save all that the run needs to go on, every ``every`` iterations and when interrupted.
 
-    Ctrl-C and SIGTERM are looked at between two iterations only, so that what is saved is whole:
-    the checkpoint is written and KeyboardInterrupt raised. The same when ``cancelled`` says True.
+    Ctrl-C, SIGTERM and SIGUSR1 are looked at between two iterations only, so that what is saved is
+    whole: the checkpoint is written and Kept raised. The same when ``cancelled`` says True.
     """
 
     def __init__(
@@ -184,7 +197,7 @@ class Checkpoints:
         if state.iteration % self.every == 0 or self.interrupted:
             self.save(state)
         if self.interrupted:
-            raise KeyboardInterrupt
+            raise Kept
 
     def save(self, state: State) -> None:
         check_finite(state)
@@ -206,13 +219,16 @@ class Checkpoints:
 
     @contextmanager
     def listening(self):
-        """While in here, Ctrl-C and SIGTERM end the run after the iteration at hand."""
+        """While in here, the signals that ask to leave end the run after the iteration at hand.
+
+        After the last one they are heard at the end of the block, with all of it done.
+        """
 
         def note(*_):
             self.interrupted = True
 
         try:
-            before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+            before = {s: signal.signal(s, note) for s in SIGNALS}
         except ValueError:  # not the main thread: somebody else listens
             before = {}
         try:
@@ -220,6 +236,8 @@ class Checkpoints:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+        if self.interrupted:
+            raise Kept
 
 
 def peak_memory(device: torch.device, reset: bool = False) -> int:

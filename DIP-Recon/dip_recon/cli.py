@@ -137,6 +137,15 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     table.set_defaults(run=_table)
 
+    verify = commands.add_parser(
+        "verify", help="begin a finished run again, and compare it with what it stored"
+    )
+    verify.add_argument("folder", type=Path, metavar="RUN", help="a run folder")
+    verify.add_argument(
+        "--iterations", type=int, default=50, metavar="N", help="how many of them (50)"
+    )
+    verify.set_defaults(run=_verify)
+
     report = commands.add_parser("report", help="a web page of finished runs, read from disk")
     report.add_argument("runs", nargs="+", type=Path, help="folders with finished runs in them")
     report.add_argument(
@@ -196,16 +205,15 @@ def main(argv: list[str] | None = None) -> int:
         args = build_parser().parse_args(argv)
         return args.run(args)
 
-    goes_on = argv[:1] == ["sweep"] or any(w.startswith(("--keep", "--tile")) for w in argv)
-    goes_on |= argv[:1] == ["denoise"] and any(Path(w).is_dir() for w in argv)
-    again = shlex.join(w for w in ["dip-recon", *argv] if w != "--overwrite") if goes_on else None
-    return exit_status(work, again)
+    sweep = argv[:1] == ["sweep"]  # which would begin anew
+    again = shlex.join(w for w in ["dip-recon", *argv] if not sweep or w != "--overwrite")
+    return exit_status(work, again, sweep or any(w.startswith("--keep") for w in argv))
 
 
 # ---------------------------------------------------------------- one's own picture
 
 
-def _denoise(args) -> None:
+def _denoise(args) -> int:
     from . import batch
     from .cluster import Cluster
 
@@ -220,22 +228,22 @@ def _denoise(args) -> None:
         given, args.draft, args.runs or (4 if args.best else 1), args.explain, args.overwrite,
         args.keep, args.tile, args.overlap, Cluster(workers, args.scheduler),
     )  # fmt: skip
-    batch.denoise(args.pictures, args.output, wishes, print)
+    return batch.denoise(args.pictures, args.output, wishes, print)
 
 
-def _inpaint(args) -> None:
+def _inpaint(args) -> int:
     from . import own
 
     if args.mask and args.missing:
         raise UserError("--mask --missing: give one of the two")
-    _restore(args, own.inpainting(args.picture, args.mask, args.missing), own.INPAINTING)
+    return _restore(args, own.inpainting(args.picture, args.mask, args.missing), own.INPAINTING)
 
 
-def _enlarge(args) -> None:
+def _enlarge(args) -> int:
     from . import own
 
     options = replace(own.SUPER_RESOLUTION, sr_factor=args.factor)
-    _restore(args, own.super_resolution(args.picture, args.factor), options)
+    return _restore(args, own.super_resolution(args.picture, args.factor), options)
 
 
 def _given(args) -> dict:
@@ -248,8 +256,9 @@ def _given(args) -> dict:
     return given
 
 
-def _restore(args, job, options) -> None:
+def _restore(args, job, options) -> int:
     from . import images, own
+    from .experiment import GAVE_UP
 
     given = _given(args)
     if args.keep is not None and not args.keep.name:
@@ -264,6 +273,9 @@ def _restore(args, job, options) -> None:
     print(f"{args.output}: {done}, {summary['seconds']:.0f} s")
     if options.stopping != "fixed" and not summary["stopped_by_rule"]:
         print("it had not settled by then: more --iterations may be better")
+    if summary.get("gave_up"):
+        print(GAVE_UP.replace("a smaller --lr", "another --seed"))
+    return int(bool(summary.get("gave_up")))
 
 
 def _demo(args) -> None:
@@ -409,6 +421,14 @@ def _table(args) -> None:
     with atomic(args.output) as path:
         path.write_text(text, encoding="utf-8", newline="")
     print(args.output)
+
+
+def _verify(args) -> int:
+    from .verify import verify
+
+    if args.iterations < 1:
+        raise UserError(f"--iterations {args.iterations}: must be at least 1")
+    return 0 if verify(args.folder, args.iterations, print) else 1
 
 
 def _report(args) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .errors import UserError
+from .errors import SIGNALS, UserError
 from .fit import choose
 
 _ONE_AT_A_TIME = threading.Lock()  # a worker with several threads still fits one picture
@@ -114,7 +114,7 @@ class Cluster:
             return
         with (
             dask.config.set({"distributed.nanny.pre-spawn-environ": _memory_kept()}),
-            _sigint_ignored() as restore,
+            _signals_held_back() as restore,
             tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
             distributed.LocalCluster(
                 n_workers=self.workers,
@@ -200,15 +200,19 @@ def _memory_kept() -> dict[str, int]:
 
 
 @contextmanager
-def _sigint_ignored() -> Iterator[Callable[[], None]]:
-    """Processes started in here are deaf to Ctrl-C: it is for the one that started them.
+def _signals_held_back() -> Iterator[Callable[[], None]]:
+    """Processes and threads started in here are deaf to what asks to leave, such as Ctrl-C or a
+    scheduler's SIGTERM to all: it is for the process that started them, which tells them.
 
-    Yields what makes this process listen again before the end.
+    Yields what makes this process listen again before the end; what came meanwhile comes then.
     """
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield lambda: None
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
     def restore() -> None:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     try:
         yield restore

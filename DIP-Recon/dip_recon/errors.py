@@ -9,6 +9,14 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
+SIGNALS = tuple(  # what asks to leave: Ctrl-C, a scheduler, SLURM's --signal=USR1
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+)
+
+
+class Kept(KeyboardInterrupt):
+    """Interrupted where the same command goes on with what has been done."""
+
 
 class UserError(Exception):
     """A mistake in what the user gave: a file, a flag, a key, a value.
@@ -31,14 +39,18 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     return f"{hint}Choices: {', '.join(choices)}"
 
 
-def exit_status(work: Callable[[], int | None], resume: str | None = None) -> int:
+def exit_status(
+    work: Callable[[], int | None], resume: str | None = None, always: bool = True
+) -> int:
     """Run a program's ``work`` and turn what goes wrong into one line on stderr and a status.
 
-    0 done (or what ``work`` returns), 2 the user's mistake, 1 ours, 130 interrupted by Ctrl-C or
-    SIGTERM. ``resume`` is the command that goes on with an interrupted run.
+    0 done (or what ``work`` returns), 2 the user's mistake, 1 ours, 130 interrupted by Ctrl-C,
+    SIGTERM or SIGUSR1. ``resume`` is the command that goes on with an interrupted run; said without
+    ``always`` only where ``Kept`` tells that it would.
     """
     with suppress(ValueError):  # not the main thread: somebody else listens
-        signal.signal(signal.SIGTERM, _interrupt)
+        for number in SIGNALS[1:]:
+            signal.signal(number, _interrupt)
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no reason
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -50,8 +62,9 @@ def exit_status(work: Callable[[], int | None], resume: str | None = None) -> in
     except FloatingPointError as error:
         print(f"error: {error}; try --precision fp32", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted" + (f"; to go on: {resume}" if resume else ""), file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        said = resume and (always or isinstance(interrupt, Kept))
+        print("\ninterrupted" + (f"; to go on: {resume}" if said else ""), file=sys.stderr)
         return 130
     except BrokenPipeError:  # `| head`: nobody reads on
         silence_stdout()

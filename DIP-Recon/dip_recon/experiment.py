@@ -64,6 +64,7 @@ def configuration(
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "numpy": np.__version__,
+        "threads": torch.get_num_threads(),
     }
     chosen = {**asdict(o), "device": device, "precision": precision}
     digest = job.digest
@@ -142,23 +143,40 @@ def run_one(
     cancelled: Callable[[], bool] | None = None,
     bar: bool = True,
     draw: bool = True,
+    exact: bool = False,
 ) -> tuple[dict, np.ndarray]:
     """Fit one picture and fill its run folder.
 
     ``cancelled`` is asked after every iteration; once true the run ends like an interrupted one,
     by KeyboardInterrupt after a checkpoint. ``bar``: whether a progress bar is shown on stderr.
-    ``draw``: whether its two figures are drawn.
+    ``draw``: whether its two figures are drawn. ``exact``: whether the restored picture is kept to
+    the last digit.
 
-    Returns what result.json holds, and the restored picture [C, H, W] in [0, 1].
+    Raises UserError if another process writes in the folder. Returns what result.json holds, and
+    the restored picture [C, H, W] in [0, 1].
     """
     device_name, precision = _where(o, switches)
     o = replace(o, device=device_name, precision=precision)
-    run.begin(configuration(o, job, o.device, o.precision, labels), switches.overwrite)
-    tiled = getattr(o, "tile", 0)
-    device = torch.device("cpu" if tiled else o.device)
+    work = _run_tiled if getattr(o, "tile", 0) else _run_whole
+    with run.alone():
+        run.begin(configuration(o, job, o.device, o.precision, labels), switches.overwrite)
+        return work(job, run, o, switches, say, cancelled, bar, draw, exact)
+
+
+def _run_whole(
+    job: Job,
+    run: Run,
+    o: Options,
+    switches: Switches,
+    say: Callable,
+    cancelled: Callable[[], bool] | None,
+    bar: bool,
+    draw: bool,
+    exact: bool,
+) -> tuple[dict, np.ndarray]:
+    """``run_one`` in one piece."""
+    device = torch.device(o.device)
     peak_memory(device, reset=True)
-    if tiled:
-        return _run_tiled(job, run, o, switches, say, cancelled, bar, draw)
     state = prepare(job, o, device, o.precision)
     truth = state.truth
     baseline = metrics.psnr(tensor(job.seen), job.problem.x) if truth is not None else float("nan")
@@ -170,33 +188,51 @@ def run_one(
         say(f"{job.name}: noise level {rule.sigma:.2f}, {known}")
     if checkpoints.restore(state):
         say(f"{job.name}: goes on from iteration {state.iteration}")
-    images.save_png(run.folder / "noisy.png", job.problem.y[0].numpy())
-    if truth is not None:
-        images.save_png(run.folder / "clean.png", job.problem.x[0].numpy())
+    _write_inputs(job, run)
     progress = Progress(evaluation, o.num_iters, state.iteration, job.name, bar)
     lines = Lines(evaluation, o.iters_print_acc, baseline, say, o.verbose)
     callbacks = [evaluation, lines, Snapshots(run, o.snapshots), progress]
     board = TensorBoard(run, evaluation, o.snapshots, state) if switches.tensorboard else None
     callbacks += [board] * (board is not None)
-    try:
-        with checkpoints.listening():
+    with checkpoints.listening():
+        try:
             result = fit(state, o.num_iters, [*callbacks, checkpoints])
-    finally:
-        progress.close()
-        if board:
-            board.close()
-    evaluation.measure(state)
-    run.write_history(evaluation.rows)
-    restored = result.restored[0].cpu().numpy()
-    if job.keep_known:
-        known = job.problem.A.mask[0].numpy()
-        restored = known * job.problem.y[0].numpy() + (1 - known) * restored
-    images.write(run.folder / "restored.png", restored, like=job.like)
-    summary = summarise(job, o, state, result, baseline, evaluation)
-    run.write_result(summary)
+        finally:
+            progress.close()
+            if board:
+                board.close()
+        evaluation.measure(state)
+        run.write_history(evaluation.rows)
+        restored = result.restored[0].cpu().numpy()
+        if job.keep_known:
+            known = job.problem.A.mask[0].numpy()
+            restored = known * job.problem.y[0].numpy() + (1 - known) * restored
+        images.write(run.folder / "restored.png", restored, like=job.like)
+        summary = summarise(job, o, state, result, baseline, evaluation)
+        _write_inputs(job, run, again=False)
+        run.write_result(summary, restored if exact else None)
     if draw:
         figures.draw_run(run)
     return summary, restored
+
+
+def finish_off(run: Run) -> None:
+    """Do for a finished run what its process did not come to, if that was killed at the very end.
+
+    Raises UserError if it is at it still.
+    """
+    if run.cut_off:
+        with run.alone():
+            run.tidy()
+            figures.draw_run(run)
+
+
+def _write_inputs(job: Job, run: Run, again: bool = True) -> None:
+    """The noisy and the clean picture; without ``again`` only where somebody has deleted them."""
+    for name, picture in (("noisy.png", job.problem.y), ("clean.png", job.problem.x)):
+        path = run.folder / name
+        if picture is not None and (again or not path.is_file()):
+            images.save_png(path, picture[0].numpy())
 
 
 def _run_tiled(
@@ -208,8 +244,10 @@ def _run_tiled(
     cancelled: Callable[[], bool] | None,
     bar: bool,
     draw: bool,
+    exact: bool,
 ) -> tuple[dict, np.ndarray]:
     """``run_one`` tile by tile: ``tiles.csv`` in the place of one history."""
+    peak_memory(torch.device("cpu"), reset=True)
     y = job.problem.y[0].numpy()
     tiles = _tiles(job, o, run)
     said = f"{job.name}: {len(tiles.layout)} tiles"
@@ -218,9 +256,7 @@ def _run_tiled(
         said += f", noise level {tiles.sigma:.2f}, {known}"
     say(said)
     x = job.problem.x
-    images.save_png(run.folder / "noisy.png", y)
-    if x is not None:
-        images.save_png(run.folder / "clean.png", x[0].numpy())
+    _write_inputs(job, run)
     tiles.fit(Cluster(switches.workers, switches.scheduler), bar, cancelled)
     restored = np.empty_like(y)
     for (top, bottom, left, right), window in tiles.blended():
@@ -245,7 +281,8 @@ def _run_tiled(
         summary["psnr_stopped"] = _finite(row["psnr_gt"])
         summary["ssim_stopped"] = _finite(row["ssim_gt_sm"])
     run.write_history([row])
-    run.write_result(summary)
+    _write_inputs(job, run, again=False)
+    run.write_result(summary, restored if exact else None)
     tiles.remove()
     if draw:
         figures.draw_run(run)
@@ -278,6 +315,15 @@ def _finite(value: float | None, digits: int = 4) -> float | None:
     return None if value is None or not math.isfinite(value) else round(float(value), digits)
 
 
+def troubles(state: State) -> dict:
+    """What result.json says of a fit that its guard had to put back; nothing of others."""
+    found = {"troubles": state.guard.troubles} if state.guard.troubles else {}
+    return found | ({"gave_up": True} if state.guard.gave_up else {})
+
+
+GAVE_UP = "the fit was lost again and again; what it had before is kept. Try a smaller --lr"
+
+
 def summarise(
     job: Job, o: Options, state: State, result: Result, baseline: float, evaluation: Evaluation
 ) -> dict:
@@ -298,6 +344,7 @@ def summarise(
         "seed": o.seed,
         "device": state.z.device.type,
         "precision": state.precision,
+        **troubles(state),
     }
     if x is not None:
         oracle, at = evaluation.oracle()
@@ -359,6 +406,7 @@ def run_all(o: Options, switches: Switches, notes: list[str] = ()) -> list[dict]
             name, run = this.item.name, this.run
             if switches.resume and run.finished:
                 say(f"Sample {n + 1} {name}: finished before, kept")
+                finish_off(run)
                 figures.draw_run(run)
                 summaries.append(run.result())
                 continue
@@ -437,7 +485,7 @@ def closing(s: dict) -> str:
         line += f"  Noisy_Baseline: {s['psnr_noisy']}"
     if "psnr_oracle" in s:
         line += f"  (oracle {s['psnr_oracle']} at {s['oracle_iteration']})"
-    return line
+    return f"{line}   {GAVE_UP}" if s.get("gave_up") else line
 
 
 def main(cls: type[Options], argv: list[str] | None = None) -> int:
@@ -447,7 +495,8 @@ def main(cls: type[Options], argv: list[str] | None = None) -> int:
     kept = [word for word in argv if word not in ("--resume", "--overwrite")]
     again = shlex.join([*kept, "--resume"])
 
-    def work() -> None:
-        run_all(*parse(cls, argv, prog))
+    def work() -> int:
+        summaries = run_all(*parse(cls, argv, prog))
+        return int(any(summary.get("gave_up") for summary in summaries))
 
     return exit_status(work, f"python {prog} {again}")

@@ -1,20 +1,35 @@
-"""The one way a file gets onto the disk: whole, or not at all."""
+"""The one way a file gets onto the disk: whole, or not at all; and by one process at a time.
+
+What says that a process is still at it is a lock of the kernel's on an open file, which goes with
+the process however that ends. Where there are no such locks, as on some network disks, it is done
+without.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 _UMASK = os.umask(0)  # there is no way to read it but to set it
 os.umask(_UMASK)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LOCK = ".lock"  # the file in a folder that whoever writes there holds
+_PART = re.compile(r"\.part-[a-z0-9_]{8}(\.[^.]+)?")
 
 
 @contextmanager
@@ -28,11 +43,12 @@ def atomic(path: str | Path) -> Iterator[Path]:
             file is gone then, and what was at ``path`` before is still there.
     """
     path = Path(path)
-    temporary = None
+    temporary = held = None
     try:
         handle, name = tempfile.mkstemp(prefix=".part-", suffix=path.suffix, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
+        held = _hold(temporary)
         temporary.chmod(0o666 & ~_UMASK)
         yield temporary
         os.replace(temporary, path)
@@ -43,6 +59,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
         if temporary is not None:
             with suppress(OSError):
                 temporary.unlink()
+        if held is not None:
+            os.close(held)
 
 
 @contextmanager
@@ -55,9 +73,10 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         UserError: as ``atomic``; what was at ``path`` is still there then.
     """
     path = Path(path)
-    temporary = None
+    temporary = held = None
     try:
         temporary = Path(tempfile.mkdtemp(prefix=".part-", dir=path.parent))
+        held = _hold(temporary)
         temporary.chmod(0o777 & ~_UMASK)
         yield temporary
         before = temporary.with_name(f"{temporary.name}-before") if path.exists() else None
@@ -69,18 +88,142 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             if before:
                 before.rename(path)
             raise
-        if before:
-            shutil.rmtree(before, ignore_errors=True)
+        if before:  # by a name that ``clean`` knows, once it is not the only one
+            before.rename(temporary)
+            shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+
+
+def clean(folder: str | Path) -> None:
+    """Remove from ``folder`` what ``atomic`` and ``atomic_folder`` left when they were killed.
+
+    A temporary file that a living process holds, or of which that cannot be told, stays; so does
+    one of this very second, which its owner may be about to hold.
+    """
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in [e for e in entries if _PART.fullmatch(e.name)]:
+            with suppress(OSError):
+                if entry.stat().st_mtime > time.time() - 1:
+                    continue
+                handle = os.open(entry.path, os.O_RDONLY)
+                try:
+                    if _lock(handle) and entry.is_dir(follow_symlinks=False):
+                        shutil.rmtree(entry.path, ignore_errors=True)
+                    elif _lock(handle):
+                        os.unlink(entry.path)
+                finally:
+                    os.close(handle)
+
+
+def _hold(temporary: Path) -> int | None:
+    """An open file by which ``clean`` sees that somebody lives who writes here; None for none."""
+    if fcntl is None:  # Windows renames no open file
+        return None
+    handle = os.open(temporary, os.O_RDONLY)
+    _lock(handle)
+    return handle
+
+
+def _lock(handle: int) -> bool | None:
+    """Take the lock on an open file: whether it is ours; None where there are no locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+@contextmanager
+def alone(folder: str | Path, patience: float = 1.0) -> Iterator[None]:
+    """While in here, this is the only process that writes in ``folder``, which is made.
+
+    In it lies a file ``.lock`` until the end; left behind by a killed process it holds nobody up.
+    ``patience``: seconds to wait for somebody who is about to leave.
+
+    Raises:
+        UserError: naming the folder, and who writes there; or it cannot be made or written.
+    """
+    folder = Path(folder)
+    lock, made = folder / LOCK, not folder.exists()
+    until = time.monotonic() + patience
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666 & ~_UMASK)
+        except FileNotFoundError:  # removed just now by who was here before
+            if time.monotonic() > until:
+                raise
+            continue
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+        ours = _lock(handle)
+        if ours is None or (ours and _is_at(handle, lock)):
+            break
+        other = _owner(handle)
+        os.close(handle)
+        if not ours and time.monotonic() > until:
+            raise _busy(folder, other)
+        time.sleep(0.05)
+    with suppress(OSError):  # a full disk: then it has no name
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            lock.unlink()  # while it is held: who waits for it sees that it is another one
+        os.close(handle)
+        if made:
+            with suppress(OSError):  # unless it is still empty
+                folder.rmdir()
+
+
+def check_alone(folder: str | Path) -> None:
+    """Raise UserError if another process writes in ``folder`` now; writes nothing."""
+    with suppress(OSError):
+        handle = os.open(Path(folder) / LOCK, os.O_RDWR)
+        try:
+            if _lock(handle) is False:
+                raise _busy(folder, _owner(handle))
+        finally:
+            os.close(handle)
+
+
+def _busy(folder: str | Path, other: str) -> UserError:
+    return UserError(
+        f"{folder}: is being written by {other}; wait for it, or choose another folder"
+    )
+
+
+def _owner(handle: int) -> str:
+    with suppress(OSError, UnicodeDecodeError):
+        return os.pread(handle, 200, 0).decode() or "another process"
+    return "another process"
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether the open file is still the one of this name."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except OSError:
+        return False
 
 
 def cannot_write(path: str | Path, error: OSError) -> UserError:
     """The UserError for a failed write, naming the path and the mend."""
     if error.errno in _FULL:
         return UserError(f"{path}: no space left there; free some, or write to another folder")
+    if error.errno == errno.ENOENT and not Path(path).parent.is_dir():
+        return UserError(f"{path}: its folder is not there, or no longer; make it, and start again")
     reason = error.strerror or str(error)
     return UserError(f"{path}: cannot be written ({reason}); choose another folder")

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,15 @@ from .errors import UserError, nearest
 from .problem import Problem
 from .stopping import Fixed
 
+if TYPE_CHECKING:
+    from .guard import Guard
+
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": nn.functional.mse_loss,
     "l1": nn.functional.l1_loss,
+    # NaN, which it may not be given, is for the guard to see in the output
     "bce": lambda measured, y: nn.functional.binary_cross_entropy(
-        measured.clamp(0, 1), y.clamp(0, 1)
+        measured.clamp(0, 1).nan_to_num(0.5), y.clamp(0, 1)
     ),
 }
 OPTIMIZERS = ("adam", "adamw", "radam", "rmsprop", "sgd")
@@ -184,6 +188,7 @@ class State:
         iteration: the number of iterations done.
         out, smoothed: last output and the average of the last ones, [1, C, H, W]; the same tensor
             where ``ema`` is 0.
+        measured: the operator's view of the last output, in the shape of the measurement.
         loss: last value of the whole objective, a detached scalar tensor.
         stopped: whether the stopping rule has ended the run.
         whole: the problem at the picture's own size, while a schedule has a reduced one fitted.
@@ -203,12 +208,14 @@ class State:
     average: MovingAverage = field(default_factory=MovingAverage)
     stopping: Fixed = field(default_factory=Fixed)
     backtracking: Backtracking | None = None
+    guard: Guard | None = None
     precision: str = "fp32"
     iteration: int = 0
     seconds: float = 0.0
     stopped: bool = False
     out: Tensor | None = None
     smoothed: Tensor | None = None
+    measured: Tensor | None = None
     loss: Tensor | None = None
     whole: Problem | None = None
 
@@ -236,14 +243,15 @@ class State:
         parts["average"] = self.average
         return parts | ({"backtracking": self.backtracking} if self.backtracking else {})
 
-    def state_dict(self) -> dict:
-        """All that the next iteration depends on, for a checkpoint."""
+    def state_dict(self, guarded: bool = True) -> dict:
+        """All that the next iteration depends on, for a checkpoint; or all but the guard."""
         plain = {k: getattr(self, k) for k in self.PLAIN}
-        generator = self.generator.get_state()
+        guard = self.guard if guarded else None
         return {
             **plain,
-            "generator": generator,
+            "generator": self.generator.get_state(),
             **{k: part.state_dict() for k, part in self._parts().items()},
+            **({"guard": guard.state_dict(self.iteration)} if guard else {}),
         }
 
     def load_state_dict(self, saved: dict) -> None:
@@ -256,6 +264,8 @@ class State:
         for key, part in self._parts().items():
             # the optimiser puts its own state where it wants it: step counts stay on the CPU
             part.load_state_dict(saved[key] if key == "optimizer" else _moved(saved[key], device))
+        if self.guard and "guard" in saved:
+            self.guard.load_state_dict(saved["guard"], self)
 
 
 def _moved(value, device: torch.device):
@@ -315,7 +325,7 @@ def step(s: State) -> bool:
     s.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     s.optimizer.step()
-    s.out, s.loss = out.detach(), loss.detach()
+    s.out, s.measured, s.loss = out.detach(), measured.detach(), loss.detach()
     s.smoothed = s.average(s)
     return s.stopping.update(s.iteration, s.out, s.smoothed)
 
@@ -327,19 +337,37 @@ def fit(state: State, iterations: int, callbacks: Sequence[Callable[[State], Non
         state: a fresh state, or one restored from a checkpoint, which goes on where it was.
         iterations: how many at most, counted from the very beginning, ≥ 1.
         callbacks: each is called with the state after every iteration. They watch; nothing that
-            they do may change a number.
+            they do may change a number. Where the guard has gone back, those that have a method
+            ``gone_back`` are told by it.
 
     Raises:
-        FloatingPointError: when the objective is no longer a finite number at the end.
+        FloatingPointError: when the objective is no longer a finite number, and there is no guard,
+            or no good state for it to go back to.
     """
     state.network.train()
     began = time.perf_counter() - state.seconds
+    if state.guard:
+        state.guard.begin(state)
     while state.iteration < iterations and not state.stopped:
         state.stopped = step(state)
         state.iteration += 1
         state.seconds = time.perf_counter() - began
-        for callback in callbacks:
-            callback(state)
+        try:
+            if state.stopped or state.iteration == iterations:
+                check_finite(state)
+            for watch in ([state.guard.look] if state.guard else []) + list(callbacks):
+                watch(state)
+        except FloatingPointError as trouble:
+            if not state.guard:
+                raise
+            goes_on = state.guard.go_back(state, trouble)
+            for callback in callbacks:
+                if hasattr(callback, "gone_back"):
+                    callback.gone_back(state)
+            if not goes_on and state.out is None:
+                raise
+            if not goes_on:
+                break
     check_finite(state)
     rule = state.stopping
     pictures = (state.full_size(p).clamp(0, 1) for p in (state.out, state.smoothed, rule.picture))

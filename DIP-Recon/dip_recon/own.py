@@ -17,8 +17,9 @@ from torch.nn import functional
 
 from . import auto, data, images, models, noise, operators
 from .cluster import Cluster
-from .errors import UserError
-from .experiment import configuration, run_one
+from .errors import Kept, UserError
+from .experiment import configuration, finish_off, run_one
+from .files import check_alone
 from .flags import Switches
 from .options import (
     NOT_IN_THE_NUMBERS,
@@ -232,14 +233,19 @@ def restore(
     where = cluster if getattr(options, "tile", 0) else Cluster()
     switches = Switches(resume=True, workers=cluster.workers, scheduler=cluster.scheduler)
 
-    def fitted(run: Run, draw: bool) -> tuple[dict, np.ndarray]:
+    def fitted(run: Run) -> tuple[dict, np.ndarray]:
         models.check_size(options.model_type, **network_settings(job, options))
-        return run_one(job, run, options, switches, lambda line: None, draw=draw)
+        kept = {"draw": keep is not None, "exact": keep is not None}
+        return run_one(job, run, options, switches, lambda line: None, **kept)
 
     if keep is None:
         with tempfile.TemporaryDirectory() as folder:
-            return fitted(Run(Path(folder)), draw=False)
+            try:
+                return fitted(Run(Path(folder)))
+            except Kept as interrupt:  # not for long
+                raise KeyboardInterrupt from interrupt
     run = Run(keep)
+    check_alone(keep)
     config = configuration(options, job, *where.choose(options.device, options.precision))
     try:
         run.check(config, NOT_IN_THE_NUMBERS, resume=True, overwrite=False)
@@ -250,10 +256,9 @@ def restore(
         ) from error
     check_free("--keep", run)
     if run.finished and found is not None:
+        finish_off(run)
         return run.result(), found
-    summary, restored = fitted(run, draw=True)
-    run.write_exact(restored)
-    return summary, restored
+    return fitted(run)
 
 
 DEMO = {
@@ -265,6 +270,7 @@ def demo(folder: Path) -> str:
     """Restore a picture that scikit-image ships, as ``dip-recon denoise`` would, into a run folder;
     returns a table of what came of it."""
     run = Run(folder)
+    check_alone(folder)
     check_free("--output", run)
     item = data.resolve(DEMO["folder_path"])[0]
     job = denoising_job(item, replace(auto.DENOISING, **DEMO))

@@ -21,6 +21,7 @@ from .fit import (
     make_optimizer,
 )
 from .growing import Growing
+from .guard import Guard
 from .inputs import channels_of, make_input
 from .operators import Identity
 from .options import NETWORK_OPTIONS, Options, words
@@ -181,5 +182,6 @@ def prepare(job: Job, o: Options, device: torch.device, precision: str) -> State
         average=LastOutputs(o.average_last) if o.average_last else MovingAverage(o.exp_start),
         stopping=rule,
         backtracking=Backtracking(o.backtracking, o.backtracking_lr) if o.backtracking else None,
+        guard=Guard(),
         precision=precision,
     )

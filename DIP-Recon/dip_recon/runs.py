@@ -2,8 +2,8 @@
 
 ``<save_folder>/<task>/<model_type>[_<special>]/`` holds ``log.txt`` and ``results.csv``, and in it
 one folder a picture: ``config.yaml``, ``history.csv``, ``checkpoint.pt`` while it runs,
-``snapshots/``, ``noisy.png``, ``clean.png``, ``restored.png`` and, last of all, ``result.json``
-(and ``restored.npy`` after it, where one's own picture is restored).
+``snapshots/``, ``noisy.png``, ``clean.png``, ``restored.png`` (where one's own picture is restored
+``restored.npy`` too) and, last of all, ``result.json``.
 Every file is written under a temporary name and renamed.
 """
 
@@ -13,10 +13,11 @@ import csv
 import io
 import json
 import re
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ import torch
 import yaml
 
 from .errors import UserError
-from .files import atomic, cannot_write
+from .files import LOCK, alone, atomic, cannot_write, check_alone, clean
 
 HISTORY = ("iteration", "seconds", "loss", "psnr_noisy", "psnr_gt", "psnr_gt_sm", "ssim_gt_sm")
 FILES = (
@@ -72,6 +73,21 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
+        self._mine = False
+        self._config: dict | None = None
+
+    @contextmanager
+    def alone(self):
+        """While in here no other process writes in this folder; ``files.alone``, entered once."""
+        if self._mine:
+            yield
+            return
+        with alone(self.folder):
+            self._mine = True
+            try:
+                yield
+            finally:
+                self._mine = False
 
     @property
     def finished(self) -> bool:
@@ -96,8 +112,11 @@ class Run:
         ``overwrite``. ``absent`` has the values that options had before there were any.
 
         Raises:
-            UserError: naming the folder, what differs, and the flags that help.
+            UserError: naming the folder, what differs, and the flags that help; or that another
+                process writes there.
         """
+        if not self._mine and not (resume and self.finished):
+            check_alone(self.folder)
         if overwrite or not self.begun:
             return
         before = {**(absent or {}), **self.config()}
@@ -122,12 +141,34 @@ class Run:
     def begin(self, config: dict, overwrite: bool) -> None:
         """Make the folder and save the configuration; with ``overwrite`` empty it first."""
         make_folder(self.folder / "snapshots")
+        self._clean()
         if overwrite:
             self.clear()
         stale = ("result.json", "restored.npy", "comparison.png", "curves.png", "peers.json")
         self._remove([self.folder / name for name in stale])
+        self._config = config
+        self._write_config()
+
+    def _write_config(self) -> None:
         with atomic(self.folder / "config.yaml") as path:
-            path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+            path.write_text(yaml.safe_dump(self._config, sort_keys=False), encoding="utf-8")
+
+    def _clean(self) -> None:
+        for place in (self.folder, self.folder / "snapshots", self.folder / "tiles"):
+            clean(place)
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether somebody writes here now, or was killed doing so."""
+        return (self.folder / LOCK).exists()
+
+    def tidy(self) -> None:
+        """Remove what is left of a run whose process was killed after it had its result."""
+        self._clean()
+        tiles = self.folder / "tiles"
+        self._remove([self.folder / "checkpoint.pt", *tiles.glob("[0-9]*.npz")])
+        with suppress(OSError):  # none, or with something else in it
+            tiles.rmdir()
 
     def clear(self) -> None:
         """Remove what a run has left in the folder, and nothing else."""
@@ -136,6 +177,14 @@ class Run:
         tiles = self.folder.glob("tiles/[0-9]*.npz")
         files = (self.folder / name for name in FILES)
         self._remove([*files, *snapshots, *boards, *tiles])
+
+    def remove(self) -> None:
+        """Delete all that is in the folder, but for the lock of whoever is at work here."""
+        for path in self.folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != LOCK:
+                path.unlink()
 
     @staticmethod
     def _remove(paths: Iterable[Path]) -> None:
@@ -192,7 +241,7 @@ class Run:
             writer = csv.DictWriter(file, HISTORY)
             writer.writeheader()
             for row in rows:
-                writer.writerow({k: _short(row.get(k)) for k in HISTORY})
+                writer.writerow({k: short(row.get(k)) for k in HISTORY})
 
     def history(self) -> list[dict]:
         """The rows of history.csv, numbers as floats, empty cells as None."""
@@ -207,13 +256,8 @@ class Run:
             raise _damaged(path)
         return rows
 
-    def write_exact(self, picture: np.ndarray) -> None:
-        """Save the restored picture [C, H, W] to the last digit, which files do not have."""
-        with atomic(self.folder / "restored.npy") as path, path.open("wb") as file:
-            np.save(file, picture)
-
     def load_exact(self) -> np.ndarray | None:
-        """What ``write_exact`` saved, None if it did not."""
+        """The restored picture [C, H, W] that ``write_result`` saved, None if it did not."""
         path = self.folder / "restored.npy"
         if not path.is_file():
             return None
@@ -222,8 +266,17 @@ class Run:
         except (OSError, ValueError, EOFError) as error:
             raise _damaged(path) from error
 
-    def write_result(self, result: dict) -> None:
-        """Save result.json, which marks the run as finished, and drop the checkpoint."""
+    def write_result(self, result: dict, exact: np.ndarray | None = None) -> None:
+        """Save result.json, which marks the run as finished, and drop the checkpoint.
+
+        exact: the restored picture [C, H, W], to be kept to the last digit, which files do not
+            have.
+        """
+        if self._config and not (self.folder / "config.yaml").is_file():  # somebody has deleted it
+            self._write_config()
+        if exact is not None:
+            with atomic(self.folder / "restored.npy") as path, path.open("wb") as file:
+                np.save(file, exact)
         with atomic(self.folder / "result.json") as path:
             path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         (self.folder / "checkpoint.pt").unlink(missing_ok=True)
@@ -261,26 +314,41 @@ def find(folder: str | Path) -> list[Run]:
 
 
 def write_results(folder: Path) -> None:
-    """Make ``results.csv`` of a method's folder anew from the finished runs in it."""
+    """Make ``results.csv`` of a method's folder anew from the finished runs in it.
+
+    Another process may finish runs there meanwhile and do the same: whoever writes last sees all.
+    """
+    clean(folder)
+    found = None
+    while found != (found := sorted(folder.glob("*/result.json"))):
+        _write_results(folder, found)
+
+
+def _write_results(folder: Path, found: list[Path]) -> None:
     with atomic(folder / "results.csv") as path, path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(RESULTS)
-        for run in (Run(path.parent) for path in sorted(folder.glob("*/result.json"))):
+        for run in (Run(path.parent) for path in found):
             result = run.result()
             keys = ("psnr_stopped", "ssim_stopped", "psnr_noisy")
-            writer.writerow([result["image"], *(_short(result.get(k)) for k in keys)])
+            writer.writerow([result["image"], *(short(result.get(k)) for k in keys)])
 
 
 def _damaged(path: Path) -> UserError:
     return UserError(f"{path}: damaged; delete its folder, or use --overwrite")
 
 
-def _short(value) -> str:
+def short(value) -> str:
+    """A figure as history.csv and results.csv have it; nothing for None."""
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def check_free(flag: str, run: Run) -> None:
     """Raise UserError unless the folder can be written and holds a run, or nothing."""
-    if run.folder.is_dir() and any(run.folder.iterdir()) and not run.begun:
+    mere = (LOCK, ".part-")  # of a run that was killed before it began
+    others = run.folder.is_dir() and any(
+        not path.name.startswith(mere) for path in run.folder.iterdir()
+    )
+    if others and not run.begun:
         raise UserError(f"{flag} {run.folder}: holds other files; choose a new folder")
     check_writable(run.folder)

@@ -195,7 +195,8 @@ def _settings(config: dict) -> list[tuple[str, str]]:
     """What config.yaml says, for people: what is unset is left out, and where files were."""
     versions = config.get("versions")
     items = [(k, v) for k, v in config.items() if k not in UNLISTED]
-    items += [(f"{k} version", v) for k, v in (versions or {}).items()]
+    named = {k: k if k == "threads" else f"{k} version" for k in versions or {}}
+    items += [(named[k], v) for k, v in (versions or {}).items()]
     return [(str(k), _shown(v)) for k, v in items if v is not None and v != []]
 
 

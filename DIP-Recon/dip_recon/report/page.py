@@ -11,7 +11,7 @@ from .. import __version__
 from ..comparison import quoted
 from ..errors import UserError
 from ..figures.records import load
-from ..files import atomic_folder
+from ..files import atomic_folder, clean
 from ..runs import Run, check_writable, make_folder
 from .contents import FACETS, contents
 from .pictures import Pictures
@@ -47,6 +47,7 @@ def write(
         say(f"{len(left)} unfinished run{'s' * (len(left) != 1)} left out: {names}")
     target = output.resolve()  # a link to the folder stays one
     make_folder(target.parent)
+    clean(target.parent)
     with atomic_folder(target) as page:
         shutil.copytree(HERE / "assets", page / "assets")
         for name in ("page.css", "page.js"):

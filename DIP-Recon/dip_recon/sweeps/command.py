@@ -11,9 +11,9 @@ from pathlib import Path
 from .. import comparison, figures, runs, tables
 from ..cluster import Cluster
 from ..errors import UserError, nearest
-from ..experiment import Plan, open_log
+from ..experiment import GAVE_UP, Plan, finish_off, open_log
 from ..figures.records import load as load_records
-from ..files import atomic
+from ..files import atomic, clean
 from ..fit import choose
 from ..flags import Switches, read
 from .grid import Sweep, load, plans
@@ -84,12 +84,18 @@ def main(argv: list[str], prog: str = "dip-recon sweep") -> int:
     runs.make_folder(folder)
     if switches.overwrite:
         for plan in wanted:
-            plan.run.clear()
+            with plan.run.alone():
+                plan.run.clear()
     with open_log(folder / "log.txt") as say:
         for line in header:
             say(line)
-        failed = _carry_out(left, replace(switches, overwrite=False), cluster, folder, say)
-        return _report(sweep, folder, failed, say)
+        for plan in wanted:
+            if plan.run.finished:
+                finish_off(plan.run)
+        failed, given_up = _carry_out(
+            left, replace(switches, overwrite=False), cluster, folder, say
+        )
+        return max(_report(sweep, folder, failed, say), int(given_up > 0))
 
 
 def _refuse(message: str):
@@ -124,12 +130,18 @@ def _cluster(args: argparse.Namespace) -> Cluster:
 # ---------------------------------------------------------------- doing
 
 
-def _carry_out(left: list[Plan], switches: Switches, cluster: Cluster, folder: Path, say) -> int:
-    """All runs that are left; returns how many failed. Interrupted, it leaves the table."""
-    failed, began = 0, time.perf_counter()
+def _carry_out(
+    left: list[Plan], switches: Switches, cluster: Cluster, folder: Path, say
+) -> tuple[int, int]:
+    """All runs that are left; returns how many failed, and how many gave up and left a picture.
+
+    Interrupted, it leaves the table.
+    """
+    failed, given_up, began = 0, 0, time.perf_counter()
     try:
         for n, outcome in enumerate(outcomes(left, switches, cluster), 1):
             failed += outcome.error is not None
+            given_up += bool((outcome.result or {}).get("gave_up"))
             passed = time.perf_counter() - began
             say(_line(outcome, n, len(left), passed * (len(left) - n) / n))
             if outcome.result:
@@ -139,7 +151,9 @@ def _carry_out(left: list[Plan], switches: Switches, cluster: Cluster, folder: P
         if done:
             say(f"interrupted; what is done: {_write_table(folder)}")
         raise
-    return failed
+    if given_up:
+        say(f"{given_up} gave up: {GAVE_UP}")
+    return failed, given_up
 
 
 def _line(outcome: Outcome, n: int, total: int, seconds_left: float) -> str:
@@ -158,6 +172,8 @@ def _line(outcome: Outcome, n: int, total: int, seconds_left: float) -> str:
 
 def _report(sweep: Sweep, folder: Path, failed: int, say) -> int:
     """The table and the figures of all that the folder holds."""
+    clean(folder)
+    clean(folder / "figures")
     if runs.find(folder):
         say(f"table: {_write_table(folder)}")
         if sweep.comparison:

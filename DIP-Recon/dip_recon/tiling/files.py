@@ -11,6 +11,7 @@ import numpy as np
 
 from ..cluster import Cluster
 from ..errors import UserError
+from ..files import check_alone
 from ..images import large
 from ..options import NOT_IN_THE_NUMBERS, DenoisingOptions
 from ..prepare import resolve
@@ -38,14 +39,18 @@ def denoise_file(
     choose: Callable[[np.ndarray], tuple[DenoisingOptions | None, float]],
     cluster: Cluster,
     keep: Path,
+    kept: bool = True,
     overwrite: bool = False,
-) -> str:
-    """Denoise a picture of any size by tiles, from file to file; returns what to print of it.
+) -> tuple[str, dict]:
+    """Denoise a picture of any size by tiles, from file to file.
+
+    Returns what to print of it, and what the tiles came to, as ``Tiles.write_table`` does.
 
     choose: the options, ``tile`` and ``overlap`` among them, for a sample [C, h, w] of the picture,
         and the noise level (0–255) that no tile is to go beyond; None for a picture to be left as
         it is. overwrite: replace ``output``.
     Finished tiles stay in ``keep`` until the result is written: the same command goes on there.
+    kept: whether what else is there stays.
     A TIFF or Zarr is read and written by windows, so that memory does not grow with the picture.
     """
     run = Run(keep)
@@ -62,7 +67,7 @@ def denoise_file(
             with large.create_sink(output, **kind) as sink:
                 for top, bottom, left, right in Layout(source.size, SAMPLE, 0).windows():
                     sink.write(top, left, source.read(top, bottom, left, right))
-            return f"{output}: unchanged"
+            return f"{output}: unchanged", {}
         options, _ = resolve(options)
         options.validate()
         layout = Layout(source.size, options.tile, options.overlap)
@@ -71,6 +76,7 @@ def denoise_file(
         device, precision = cluster.choose(options.device, options.precision)
         options = replace(options, device=device, precision=precision)
         config = {**asdict(options), **identity}
+        check_alone(keep)
         try:
             run.check(config, NOT_IN_THE_NUMBERS, resume=True, overwrite=False)
         except UserError as error:
@@ -79,22 +85,26 @@ def denoise_file(
                 "another --keep"
             ) from error
         check_free("--keep", run)
-        tiles = Tiles(source, layout, keep / "tiles", options, name=path.name, faithful=level)
-        tiles.check()
-        cluster.check()
-        # made first, so that a full disk or a bad name shows before hours of fitting
-        large.create_sink(output, **kind).suspend()
-        run.begin(config, overwrite=False)
-        tiles.fit(cluster)
-        with large.create_sink(output, **kind, resume=True) as sink:
-            for (top, _, left, _), window in tiles.blended():
-                sink.write(top, left, window)
-        counts = tiles.write_table(keep / "tiles.csv")
-        tiles.remove()
-    return (
+        with run.alone():
+            tiles = Tiles(source, layout, keep / "tiles", options, name=path.name, faithful=level)
+            tiles.check()
+            cluster.check()
+            # made first, so that a full disk or a bad name shows before hours of fitting
+            large.create_sink(output, **kind).suspend()
+            run.begin(config, overwrite=False)
+            tiles.fit(cluster)
+            with large.create_sink(output, **kind, resume=True) as sink:
+                for (top, _, left, _), window in tiles.blended():
+                    sink.write(top, left, window)
+            counts = tiles.write_table(keep / "tiles.csv")
+            tiles.remove()
+            if not kept:
+                run.remove()
+    said = (
         f"{output}: {counts['tiles']} tiles, {counts['stop_iteration']} iterations each in the "
         f"middle, {counts['seconds']:.0f} s in all"
     )
+    return said, counts
 
 
 def _middle(size: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .. import models
 from ..cluster import Cluster
-from ..errors import UserError
+from ..errors import Kept, UserError
 from ..files import atomic
 from ..fit import State, choose, fit
 from ..noise import drawn_back, noise_level
@@ -50,13 +50,18 @@ class Task:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A restored tile [C, h, w] float32 in [0, 1], and how it came about."""
+    """A restored tile [C, h, w] float32 in [0, 1], and how it came about.
+
+    retries: how often its guard put it back; gave_up: whether that was of no use in the end.
+    """
 
     picture: np.ndarray
     iterations: int
     stop_iteration: int
     stopped_by_rule: bool
     seconds: float
+    retries: int = 0
+    gave_up: bool = False
 
 
 def fit_tile(
@@ -81,7 +86,8 @@ def fit_tile(
     if task.faithful is not None:
         picture, _ = drawn_back(picture, task.y, task.faithful)
     stop = result.stop_iteration, result.stopped_by_rule
-    return Fitted(picture, result.iterations, *stop, result.seconds)
+    guard = len(state.guard.troubles), state.guard.gave_up
+    return Fitted(picture, result.iterations, *stop, result.seconds, *guard)
 
 
 def _job(task: Task) -> Job:
@@ -164,7 +170,7 @@ class Tiles:
             disable=not bar, desc="tiles", smoothing=0.1,
         )  # fmt: skip
         with done:
-            for task, fitted in cluster.each(work, map(self.task, missing), large=True):
+            for task, fitted in self._each(cluster, work, missing):
                 if isinstance(fitted, Exception):
                     raise UserError(
                         f"tile {task.tile.index}: {type(fitted).__name__}: {fitted}; the same "
@@ -173,6 +179,13 @@ class Tiles:
                 with atomic(self.path(task.tile)) as path, path.open("wb") as file:
                     np.savez(file, **vars(fitted))
                 done.update()
+
+    def _each(self, cluster: Cluster, work: Callable, missing: list[Tile]) -> Iterator:
+        """``Cluster.each``, whose interruption is told to leave finished tiles."""
+        try:
+            yield from cluster.each(work, map(self.task, missing), large=True)
+        except KeyboardInterrupt as interrupt:
+            raise Kept from interrupt
 
     def task(self, tile: Tile) -> Task:
         """What it takes to fit a tile, wherever that is done."""
@@ -185,7 +198,7 @@ class Tiles:
         path = self.path(tile)
         try:
             with np.load(path) as saved:
-                values = {name: saved[name] for name in Fitted.__annotations__}
+                values = {name: saved[name] for name in Fitted.__annotations__ if name in saved}
         except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise UserError(
                 f"{path}: damaged; delete it, and run the same command again"
@@ -222,6 +235,7 @@ class Tiles:
             "stop_iteration": stops[len(stops) // 2],
             "stopped_by_rule": all(row["stopped_by_rule"] for row in rows),
             "seconds": round(sum(row["seconds"] for row in rows), 2),
+            **{k: n for k in ("retries", "gave_up") if (n := sum(row[k] for row in rows))},
         }
 
     def remove(self) -> None:

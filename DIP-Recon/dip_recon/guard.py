@@ -1,0 +1,152 @@
+"""What watches over a fit's numbers: it goes back from where they are lost, and tries again."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .fit import State, check_finite
+
+CAREFUL = 0.25  # factor on the learning rate, each time
+TOLD = {
+    "astray": "the fit is further off than where it began",
+    "collapse": "the fit has collapsed, and not come back",
+    "grey": "the fit is stuck at one grey",
+}
+
+
+class Guard:
+    """Go back to the last good state when a fit is lost, and go on more carefully.
+
+    It looks every ``every`` iterations, and whoever else finds no finite number tells it too:
+
+    - *no number*: the loss, a weight or a statistic is NaN or infinite;
+    - *collapse*: at ``patience`` looks in a row the mean squared error to the measurement is more
+      than 10 times its least so far (10 dB in PSNR), and more than 1/300 (25 dB);
+    - *astray*: at as many it is more than 1.2 times that of the very first output;
+    - *grey*: at ``patience`` looks in a row no channel of the output varies by more than 1/1000 in
+      space, though that leaves an error to the measurement of more than 1e-4 (40 dB).
+
+    Healthy fits do not come near. DIP's error rises now and then, by 5 to 20 dB, and is back in
+    tens of iterations: 1000 in a row, the default, is lasting, and one spike at a look is forgotten
+    at the next. Fits beyond 40 dB waver by more than 10, but not down to 25. Where a growing
+    network goes on to another size, the errors before are no measure. An untrained
+    network's output varies by more than a tenth, and jitter on its input alone by more than 1/1000;
+    of a picture that is flat itself a flat output leaves no error.
+
+    What is looked at is at hand: nothing is computed by the operator, no random number drawn, so
+    that a healthy run has the same bits as without a guard. A look waits for the device, and costs
+    as much as a few copies of the weights.
+
+    Going back puts weights, statistics, optimiser, stopping rule, average and generator where they
+    were at the last look at which nothing was wrong, or the beginning. From there the learning rate
+    is a quarter, and what was in bfloat16 in float32. After ``retries`` times it gives up, in the
+    last good state. ``troubles`` has a dict each time: what it was, the number of iterations when
+    it was noticed and that it went back to, the learning rate and precision from then on.
+    """
+
+    def __init__(self, every: int = 100, patience: int = 10, retries: int = 3) -> None:
+        self.every, self.patience, self.retries = every, patience, retries
+        self.troubles: list[dict] = []
+        self.gave_up = False
+        self._good: dict | None = None  # the state's dict, copied
+        self._least, self._size = math.inf, []
+        self._first: Tensor | None = None  # error of the first output
+        self._bad = dict.fromkeys(TOLD, 0)  # looks in a row
+
+    def look(self, state: State) -> None:
+        """Look at the state, and note it if it is good; called after every iteration.
+
+        Raises FloatingPointError, saying what is wrong, when the fit is lost.
+        """
+        if state.iteration == 1:
+            self._first = _error(state)
+        if state.iteration % self.every:
+            return
+        self._check(state)
+        if not any(self._bad.values()):
+            self._note(state)
+
+    def begin(self, state: State) -> None:
+        """What is there before the first step is good, unless something is known to be."""
+        if self._good is None:
+            self._note(state)
+
+    def _note(self, state: State) -> None:
+        self._good = _copied(state.state_dict(guarded=False))
+
+    def _check(self, state: State) -> None:
+        check_finite(state)
+        tensors = [*state.network.parameters(), *state.network.buffers()]
+        sums = [t.detach().sum(dtype=torch.float64) for t in tensors if t.is_floating_point()]
+        spread = (state.out.amax((-2, -1)) - state.out.amin((-2, -1))).max()
+        first = _error(state) if self._first is None else self._first
+        found = [_error(state), first, spread.double(), *sums]
+        error, first, spread, *sums = torch.stack(found).tolist()
+        if not all(map(math.isfinite, (error, *sums))):
+            raise FloatingPointError(f"a weight is no finite number at iteration {state.iteration}")
+        size = list(state.problem.y.shape)
+        if size != self._size:
+            self._first = None if self._size else self._first
+            self._least, self._size = math.inf, size
+        self._least = min(error, self._least)
+        wrong = {
+            "astray": self._first is not None and error > 1.2 * first,
+            "collapse": error > max(10 * self._least, 1 / 300),
+            "grey": spread < 1e-3 and error > 1e-4,
+        }
+        for what, so in wrong.items():
+            self._bad[what] = self._bad[what] + 1 if so else 0
+            if self._bad[what] >= self.patience:
+                raise FloatingPointError(f"{TOLD[what]}, at iteration {state.iteration}")
+
+    def go_back(self, state: State, trouble: FloatingPointError) -> bool:
+        """Put the last good state back, and be more careful from there; False once it gives up."""
+        noticed = state.iteration
+        state.load_state_dict(_copied(self._good))
+        self._bad = dict.fromkeys(TOLD, 0)
+        self.gave_up = len(self.troubles) == self.retries
+        if not self.gave_up:
+            state.lr, state.precision = CAREFUL * state.lr, "fp32"
+        told = {"what": str(trouble), "noticed": noticed, "back_to": state.iteration}
+        self.troubles.append({**told, "lr": state.lr, "precision": state.precision})
+        return not self.gave_up
+
+    def told(self) -> str:
+        """The last trouble, in words."""
+        last = self.troubles[-1]
+        if self.gave_up:
+            return f"{last['what']}; given up, back at iteration {last['back_to']}"
+        more = f"learning rate {last['lr']:.3g} and {last['precision']}"
+        return f"{last['what']}; back to iteration {last['back_to']}, with {more}"
+
+    def state_dict(self, iteration: int) -> dict:
+        """For a checkpoint of the state at ``iteration``; the same again is not kept twice."""
+        good = None if self._good and self._good["iteration"] == iteration else self._good
+        names = ("troubles", "gave_up", "_least", "_size", "_first", "_bad")
+        return {"good": good, **{name: getattr(self, name) for name in names}}
+
+    def load_state_dict(self, saved: dict, state: State) -> None:
+        """Go on as before, in ``state``, which has been put back already."""
+        for name, value in saved.items():
+            setattr(self, "_good" if name == "good" else name, value)
+        self._first = None if self._first is None else self._first.to(state.z.device)
+        self.begin(state)
+        if self.troubles:
+            state.lr, state.precision = self.troubles[-1]["lr"], self.troubles[-1]["precision"]
+
+
+def _error(state: State) -> Tensor:
+    """Mean squared error to the measurement, still on the device."""
+    return (state.measured - state.problem.y).square().mean().double()
+
+
+def _copied(value):
+    """``value`` with copies of the tensors in it, in dicts and lists too."""
+    if isinstance(value, dict):
+        return {k: _copied(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_copied(v) for v in value]
+    return value.clone() if isinstance(value, Tensor) else value

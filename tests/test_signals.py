@@ -1,0 +1,123 @@
+"""What asks to leave: finished work is kept, status 130, and the hint only where it helps.
+
+With real processes: test_runs.py, test_sweeps.py.
+"""
+
+import os
+import shlex
+import signal
+
+import numpy as np
+import pytest
+
+from dip_recon import batch, fit, images
+from dip_recon.cli import main as command
+from dip_recon.cluster import _signals_held_back
+from dip_recon.errors import SIGNALS
+from dip_recon.fit import State
+from dip_recon.tiling import tiles
+
+SMALL = ["--width", "4", "--iterations", "4", "--stopping", "none", "--sigma", "20"]
+SMALL += ["--device", "cpu", "--precision", "fp32"]
+
+
+@pytest.fixture(autouse=True)
+def listeners():
+    """The program's handlers of signals stay in here."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def noisy(tmp_path, picture):
+    path = tmp_path / "in.png"
+    data = picture(1, (110, 40)) + 0.1 * np.random.RandomState(0).randn(1, 110, 40)
+    images.save_png(path, data.clip(0, 1).astype(np.float32))
+    return path
+
+
+def interrupt_at(monkeypatch, place, name, count, number):
+    """The signal comes when ``place.name`` is called for the ``count``th time."""
+    work, calls = getattr(place, name), []
+
+    def sent(*args, **more):
+        calls.append(args)
+        if len(calls) == count:
+            os.kill(os.getpid(), number)
+        return work(*args, **more)
+
+    monkeypatch.setattr(place, name, sent)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_picture_tiled_by_itself_says_how_to_go_on(tmp_path, noisy, monkeypatch, capsys, number):
+    monkeypatch.setattr(batch, "LONG", 0)
+    words = ["denoise", str(noisy), "-o", str(tmp_path / "out.png"), *SMALL]
+    monkeypatch.setattr(batch.auto, "TILE", 40)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, tiles, "fit_tile", 3, number)
+        assert command(words) == 130
+    assert f"to go on: dip-recon {shlex.join(words)}" in capsys.readouterr().err
+    kept = tmp_path / ".out.png.tiles"
+    assert len(list(kept.glob("tiles/*.npz"))) == 2 and not (tmp_path / "out.png").exists()
+    assert command(words) == 0
+    assert (tmp_path / "out.png").is_file() and not kept.exists()
+
+
+def test_where_nothing_is_kept_nothing_is_promised(tmp_path, noisy, monkeypatch, capsys):
+    words = ["denoise", str(noisy), "-o", str(tmp_path / "out.png"), *SMALL]
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, fit, "step", 2, signal.SIGTERM)
+        assert command(words) == 130
+    err = capsys.readouterr().err
+    assert "interrupted" in err and "to go on" not in err
+
+
+@pytest.mark.parametrize("task", ["denoise", "inpaint", "sr", "several"])
+def test_a_kept_run_says_how_to_go_on_and_does(tmp_path, noisy, monkeypatch, capsys, task):
+    out = tmp_path / "out.png"
+    words = [task, str(noisy), "-o", str(out), "--keep", str(tmp_path / "keep"), "--iterations=4"]
+    if task == "several":
+        images.save_png(tmp_path / "b.png", images.read(noisy).data)
+        words = ["denoise", str(noisy), str(tmp_path / "b.png"), "-o", str(tmp_path / "out")]
+    if task in ("denoise", "several"):
+        words += SMALL
+    else:
+        from dip_recon import own
+
+        for name in ("INPAINTING", "SUPER_RESOLUTION"):
+            monkeypatch.setattr(getattr(own, name), "dim", [4])
+            monkeypatch.setattr(getattr(own, name), "num_scales", 1)
+        words += ["--missing", "black"] if task == "inpaint" else ["--factor", "2"]
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, fit, "step", 2, signal.SIGUSR1)
+        assert command(words) == 130
+    assert f"to go on: dip-recon {shlex.join(words)}" in capsys.readouterr().err
+    if task != "several":
+        assert (tmp_path / "keep/checkpoint.pt").is_file() and not out.exists()
+    assert command(words) == 0
+
+
+def test_a_signal_after_the_last_iteration_is_heard_when_all_is_written(
+    tmp_path, noisy, monkeypatch
+):
+    words = ["denoise", str(noisy), "-o", str(tmp_path / "out.png"), *SMALL]
+    words += ["--keep", str(tmp_path / "keep")]
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, State, "full_size", 3, signal.SIGTERM)
+        assert command(words) == 130
+    assert (tmp_path / "keep/result.json").is_file() and not (tmp_path / "out.png").exists()
+    monkeypatch.setattr(fit, "step", lambda state: pytest.fail("fitted again"))
+    assert command(words) == 0 and (tmp_path / "out.png").is_file()
+
+
+def test_a_signal_while_workers_start_comes_when_they_have():
+    seen = []
+    signal.signal(signal.SIGTERM, lambda *_: seen.append("SIGTERM"))
+    with _signals_held_back() as restore:
+        assert signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        os.kill(os.getpid(), signal.SIGTERM)
+        restore()
+        assert seen == ["SIGTERM"]
