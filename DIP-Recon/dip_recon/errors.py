@@ -45,7 +45,9 @@ def exit_status(work: Callable[[], int | None], resume: str | None = None) -> in
     try:
         return work() or 0
     except UserError as error:
-        print("error:", str(error).replace("\n", " "), file=sys.stderr)
+        # names come from files too, and may hold what moves a terminal's cursor
+        line = "".join(c if c.isprintable() else " " for c in str(error))
+        print("error:", line, file=sys.stderr)
         return 2
     except FloatingPointError as error:
         print(f"error: {error}; try --precision fp32", file=sys.stderr)

@@ -33,7 +33,7 @@ from .callbacks import (
 )
 from .cluster import Cluster
 from .errors import UserError, exit_status, silence_stdout
-from .files import cannot_write
+from .files import cannot_write, check_inside
 from .fit import Result, State, fit
 from .flags import Switches, parse
 from .options import METHOD_NOISE, NOT_IN_THE_NUMBERS, Options
@@ -408,6 +408,7 @@ def open_log(path: Path, show: bool = True) -> Iterator[Callable[[str], None]]:
         except OSError as error:
             raise cannot_write(path, error) from error
 
+    check_inside(path, path.parent)
     try:
         log = path.open("a", encoding="utf-8", errors="replace")
     except OSError as error:

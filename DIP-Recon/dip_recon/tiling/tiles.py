@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from .. import models
 from ..cluster import Cluster
+from ..documents import read_npz
 from ..errors import UserError
 from ..files import atomic
 from ..fit import State, choose, fit
@@ -184,14 +184,16 @@ class Tiles:
         """A finished tile. Raises UserError if its file is damaged."""
         path = self.path(tile)
         try:
-            with np.load(path) as saved:
-                values = {name: saved[name] for name in Fitted.__annotations__}
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            values = read_npz(path, Fitted.__annotations__)
+            picture = values.pop("picture")
+            known = (len(self.source.read(0, 1, 0, 1)), *tile.size)
+            if picture.shape != known or not np.isfinite(picture).all():
+                raise ValueError(f"a tile of {picture.shape}")
+            return Fitted(picture, **{name: value.item() for name, value in values.items()})
+        except (OSError, ValueError) as error:
             raise UserError(
                 f"{path}: damaged; delete it, and run the same command again"
             ) from error
-        picture = values.pop("picture")
-        return Fitted(picture, **{name: value.item() for name, value in values.items()})
 
     def blended(self, side: int = 512) -> Iterator[tuple[Window, np.ndarray]]:
         """The finished picture by windows of ``side``: (top, bottom, left, right) and [C, h, w]."""
