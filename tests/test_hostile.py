@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import re
 import struct
 import zipfile
 import zlib
@@ -15,6 +16,9 @@ import tifffile
 import torch
 import yaml
 from conftest import refused
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torture import fuzz
 
 from dip_recon import data, documents, experiment, images, memory, report
 from dip_recon.callbacks import Checkpoints, Evaluation
@@ -110,6 +114,24 @@ def test_a_tiff_of_absurd_tiles(tmp_path):
     path.write_bytes(content)
     for call in (lambda: images.read(path), lambda: large.open_source(path)):
         refused(call, "a.tif", "100000×100000")
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_a_tiff_whose_pages_go_round(tmp_path, big):
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path, bigtiff=big) as writer:
+        for _ in range(3):
+            writer.write(np.zeros((8, 8), np.uint16), contiguous=False)
+    with tifffile.TiffFile(path) as tiff:
+        first, last = tiff.pages[0].offset, tiff.pages[2].offset
+    content = bytearray(path.read_bytes())
+    count, entry, form = (8, 20, "<Q") if big else (2, 12, "<I")
+    tags = int.from_bytes(content[last : last + count], "little")
+    struct.pack_into(form, content, last + count + tags * entry, first)
+    path.write_bytes(content)
+    refused(lambda: images.read(path), "a.tif", "lead back")
+    refused(lambda: large.open_source(path), "a.tif", "lead back")
+    assert images.count_frames(path) == 1
 
 
 def test_a_tiff_whose_one_strip_is_too_large_for_memory(tmp_path, monkeypatch):
@@ -545,3 +567,59 @@ def test_absurd_sizes_are_refused_before_anything_is_made(folder, tmp_path, monk
 
         refused(run, *words)
     assert not (tmp_path / "runs").exists()
+
+
+# ---------------------------------------------------------------- what nobody thought of
+
+EDITS = st.lists(
+    st.tuples(
+        st.floats(0, 1),
+        st.sampled_from((0, 1, 2, 4, 16, 300)),
+        st.one_of(st.sampled_from(fuzz.WORDS), st.binary(max_size=6)),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@pytest.mark.parametrize("name", fuzz.READERS)
+def test_spoilt_files_are_refused_in_one_line(tmp_path, name):
+    reader = fuzz.READERS[name]
+    seeds = reader.seeds()
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    fuzz.prepared(reader, folder)
+    for content in seeds:  # a real file is read, or what is spoilt in it would not be seen
+        assert fuzz.attempt(reader, folder, content) or name == "options.yaml"
+
+    @settings(
+        max_examples=12 if reader.read is fuzz.page else 40,
+        derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(st.sampled_from(seeds), EDITS)
+    def spoilt(seed, edits):
+        fuzz.attempt(reader, folder, fuzz.mutated(seed, edits))
+
+    spoilt()
+
+
+def test_the_fuzzer_counts_what_fails(tmp_path, monkeypatch):
+    def crash(folder):
+        raise ZeroDivisionError
+
+    one = fuzz.READERS["restored.npy"]
+    assert fuzz.attempt(one, tmp_path, one.seeds()[0])
+    assert not fuzz.attempt(one, tmp_path, b"x")
+    with pytest.raises(ZeroDivisionError):
+        fuzz.attempt(fuzz.Reader("x", crash, list), tmp_path, b"x")
+
+
+def test_what_is_promised_has_a_test():
+    root = Path(__file__).parent
+    promised = set(re.findall(r"`(test_\w+)`", (root.parent / "SECURITY.md").read_text()))
+    there = {
+        n
+        for path in root.glob("test_*.py")
+        for n in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    assert promised and promised <= there, promised - there

@@ -199,6 +199,30 @@ def _check_idat(path: Path, most: int) -> None:
             file.seek(4, 1)
 
 
+def check_chain(path: Path) -> None:
+    """Raise ValueError for a TIFF whose pages lead back to one before: tifffile would go round."""
+    with path.open("rb") as file:
+        head = file.read(16)
+        order = "<" if head[:2] == b"II" else ">"
+        big = head[2:4] in (b"+\0", b"\0+")
+        form, entry = (("Q", "Q"), 20) if big else (("H", "I"), 12)
+        count, offset = (struct.Struct(order + letter) for letter in form)
+        at, seen = offset.unpack_from(head.ljust(16, b"\0"), 8 if big else 4)[0], set()
+        while at:
+            if at in seen:
+                raise ValueError("its pages lead back to one before")
+            seen.add(at)
+            file.seek(min(at, 2**62))
+            tags = file.read(count.size)
+            if len(tags) < count.size:
+                return
+            file.seek(min(count.unpack(tags)[0] * entry, 2**62 - file.tell()), 1)
+            after = file.read(offset.size)
+            if len(after) < offset.size:
+                return
+            at = offset.unpack(after)[0]
+
+
 def places(tiff: tifffile.TiffFile) -> list[Place]:
     """Where the pictures are; reduced levels of a pyramid and previews do not count."""
     pages = [number for number, page in enumerate(tiff.pages) if not page.is_reduced]
@@ -223,6 +247,7 @@ def only_place(path: Path, tiff: tifffile.TiffFile) -> Place:
 
 def _decode_tiff(path: Path, place: Place | None) -> Decoded | int:
     """See ``decode``: TIFF of more than 8 bits a sample; a page's number leaves it to Pillow."""
+    check_chain(path)
     with tifffile.TiffFile(path) as tiff:
         number, part = place or only_place(path, tiff)
         page = tiff.pages[number]

@@ -14,7 +14,7 @@ import tifffile
 from .. import memory
 from ..errors import UserError
 from ..files import atomic
-from .decoding import check_inflated, only_place, segment_bytes
+from .decoding import check_chain, check_inflated, only_place, segment_bytes
 from .picture import MAX_PIXELS, Kind
 from .quiet import quiet
 from .windows import TYPES, Sink, Source, damaged, kind_of, other_picture, temporary_name
@@ -56,6 +56,7 @@ def open_tiff(path: Path) -> Source | None:
         UserError: damaged, several pictures, or only read whole and too large for that.
     """
     try:
+        check_chain(path)
         with quiet(), tifffile.TiffFile(path) as tiff:
             page = tiff.pages[only_place(path, tiff).page]
             whole, free = segment_bytes(page), memory.free()
