@@ -1,6 +1,7 @@
 # make demo: restore a noisy picture.  make test: run the tests.  Both make .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
+TORCH := torch==2.13.0
 
 .PHONY: demo test lint bench clean
 
@@ -17,12 +18,14 @@ lint: .venv/installed
 bench: .venv/installed
 	$(BIN)/python benchmarks/step.py
 
-# torch before everything that depends on it, so that the version pinned is the one that comes.
-.venv/installed: pyproject.toml constraints.txt
+# Nothing is installed whose hash is not in requirements.txt, but for torch, whose builds differ from
+# machine to machine: of it the version is pinned, and all else that it needs is there by then.
+.venv/installed: pyproject.toml requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed: make PYTHON=python3.11 …" if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt torch
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --disable-pip-version-check -q --require-hashes -r requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -q $(TORCH)
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
 	touch $@
 
 clean:

@@ -16,7 +16,9 @@ from . import recipes
 from .errors import UserError, nearest
 
 METHOD_NOISE = ("SMNS", "AMNS")  # the rules that go by the noise level
-STOPPING = ("fixed", "none", *METHOD_NOISE, "ES-WMV", "ES-EMV", "held-out")
+STOPPING = (
+    "fixed", "none", *METHOD_NOISE, "ES-WMV", "ES-EMV", "held-out",
+)  # fmt: skip
 SNAPSHOTS = (0, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
 
