@@ -171,10 +171,11 @@ class Run:
         if not isinstance(loaded, dict) or not loaded:
             raise _damaged(path)
         for key, value in loaded.items():
-            parts = value if key in ("labels", "versions") else {key: value}
+            named = key in ("labels", "versions")  # whose keys are no options, whatever they say
+            parts = value if named else {key: value}
             if not isinstance(key, str) or not isinstance(parts, dict | None):
                 raise _damaged(path)
-            if not all(suits(str(k), v) for k, v in (parts or {}).items()):
+            if not all(suits("" if named else k, v) for k, v in (parts or {}).items()):
                 raise _damaged(path)
         return loaded
 
