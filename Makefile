@@ -2,6 +2,7 @@
 # load, 20 minutes.  All make .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
+TORCH := torch==2.13.0
 
 .PHONY: demo test torture lint bench clean
 
@@ -21,12 +22,14 @@ lint: .venv/installed
 bench: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step.py
 
-# torch before everything that depends on it, so that the version pinned is the one that comes.
-.venv/installed: pyproject.toml constraints.txt
+# Nothing is installed whose hash is not in requirements.txt, but for torch, whose builds differ from
+# machine to machine: of it the version is pinned, and all else that it needs is there by then.
+.venv/installed: pyproject.toml requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed: make PYTHON=python3.11 …" if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt torch
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --disable-pip-version-check -q --require-hashes -r requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -q $(TORCH)
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
 	touch $@
 
 clean:

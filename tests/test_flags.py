@@ -302,7 +302,7 @@ def test_mistakes_in_inpainting(cls, flags, message):
         read(cls, flags)
 
 
-def test_environment_yml_names_what_pyproject_and_constraints_do():
+def test_environment_yml_names_what_pyproject_and_requirements_do():
     root = Path(__file__).parents[1]
     environment = yaml.safe_load((root / "environment.yml").read_text())
     assert environment["name"] == "selfrecon"
@@ -312,7 +312,24 @@ def test_environment_yml_names_what_pyproject_and_constraints_do():
     core = re.search(r"\ndependencies = \[(.*?)\]", project, re.S)[1]
     names = re.findall(r'"([\w-]+)', core)
     assert set(pinned) == {*names, "torchvision"}
-    lines = (root / "constraints.txt").read_text().splitlines()
+    lines = (root / "requirements.txt").read_text().splitlines()
+    lines += re.findall(r"TORCH := (\S+)", (root / "Makefile").read_text())
     for name in names:
         assert any(line.startswith(f"{name}=={pinned[name]}") for line in lines), name
     assert "-e .[test]" in pip
+
+
+def test_what_is_installed_is_pinned_and_hashed():
+    root = Path(__file__).parents[1]
+    text = (root / "requirements.txt").read_text().replace("\\\n", "")
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    assert all(re.match(r"[\w.-]+==[\w.]+ .*--hash=sha256:[0-9a-f]{64}", line) for line in lines)
+    locked = {line.split("==")[0] for line in lines}
+    project = (root / "pyproject.toml").read_text()
+    extras = re.search(r"\[project.optional-dependencies\](.*?)\n\[", project, re.S)[1]
+    wanted = re.search(r"dip-recon\[(.*?)\]", extras)[1].split(",")
+    parts = [re.search(r"\ndependencies = \[(.*?)\]", project, re.S)[1]]
+    parts += [re.search(rf"\n{name} = \[(.*?)\]", extras, re.S)[1] for name in (*wanted, "test")]
+    names = {n.lower() for part in parts for n in re.findall(r'"([\w-]+)[\[><=]', part)}
+    assert names - {"torch", "dip-recon"} <= locked
+    assert "--require-hashes" in (root / "Makefile").read_text()

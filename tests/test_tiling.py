@@ -19,7 +19,7 @@ from dip_recon.metrics import psnr
 from dip_recon.options import DenoisingOptions, TiledOptions
 from dip_recon.prepare import resolve
 from dip_recon.runs import Run
-from dip_recon.tiling import Layout, Tiles, tiles, too_large
+from dip_recon.tiling import Layout, Tiles, tiles
 from dip_recon.tiling.tiles import Task, fit_tile
 
 FLAGS = "--dim 4 --num_iters 20 --transition 2 --stabilisation 3 --device cpu --precision fp32"
@@ -197,19 +197,6 @@ def test_a_picture_is_tiled_when_it_would_not_fit(tmp_path, folder, monkeypatch)
     assert run.config()["tile"] == 24 and run.result()["tiles"] == 1
     monkeypatch.setattr(experiment, "too_large", lambda job, o: False)  # memory is free again
     assert main(DenoisingOptions, [*text.split(), "--save_folder", str(tmp_path), "--resume"]) == 0
-
-
-def test_memory_is_weighed_without_using_any(monkeypatch):
-    from dip_recon.problem import Problem
-    from dip_recon.tasks import Job
-
-    y = torch.zeros(1, 3, 1, 1).expand(1, 3, 2000, 2000)
-    job = Job("big", Problem.denoising(y), None, "")
-    o = DenoisingOptions(dim=[64], input_dim=32)
-    small = Job("small", Problem.denoising(y[..., :500, :500]), None, "")
-    assert tiles.memory_needed(job, o) > 12 * tiles.memory_needed(small, o) > 10**8
-    monkeypatch.setattr(tiles, "memory_free", lambda device: 10**9)
-    assert too_large(job, o) and not too_large(small, o)
 
 
 @pytest.mark.parametrize(

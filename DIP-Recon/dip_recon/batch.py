@@ -13,15 +13,19 @@ import numpy as np
 
 from . import auto, images, own
 from .cluster import Cluster
-from .errors import Kept, UserError
+from .errors import Kept, UserError, out_of_memory
 from .experiment import GAVE_UP
 from .files import cannot_write, clean
 from .images.frames import FrameWriter, count_frames, read_frame
+from .needs import too_large
 from .options import DenoisingOptions, Options
+from .prepare import resolve
+from .runs import Run
 from .tasks import Job
 from .tiling.files import denoise_file, is_large
 
 DEVIATION = images.Kind("grey", 32, floating=True)  # how a stack of uncertainty is stored
+SMALLEST_TILE = 32  # pixels a side, where memory does not suffice for the whole
 LONG = 1024**2  # pixels from which finished tiles are kept beside the output, as it takes long
 
 
@@ -194,7 +198,25 @@ def _restored(job: Job, wishes: Wishes, say: Callable) -> own.Denoised:
 
     def fit_one(small: Job, options: Options, where: str) -> np.ndarray:
         keep = wishes.keep / where if wishes.keep else None
-        summary, restored = own.restore(small, options, {}, keep, wishes.cluster)
+        tile, side = options.tile, max(small.problem.size)
+        begun = keep is not None and Run(keep).begun
+        if begun:  # as it was begun, whatever memory there was then
+            tile = Run(keep).config().get("tile") or tile
+        fits = tile or begun or not too_large(small, resolve(options)[0])
+        while True:
+            given = {"tile": tile, "overlap": min(options.overlap, tile // 4)} if tile else {}
+            smaller = min(auto.TILE, (tile or side) // 2)
+            try:
+                if fits or smaller < SMALLEST_TILE:
+                    summary, restored = own.restore(small, options, given, keep, wishes.cluster)
+                    break
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error) or smaller < SMALLEST_TILE:
+                    raise
+                if keep:
+                    Run(keep).clear()
+            tile, fits = smaller, True
+            say(f"{job.name}: not enough memory: goes on by tiles of {tile} pixels")
         if summary.get("gave_up"):
             _give_up(small.name, wishes, say)
         return restored

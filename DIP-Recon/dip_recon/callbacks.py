@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from . import images, metrics
 from .errors import SIGNALS, Kept, UserError
-from .fit import State, check_finite
+from .fit import State, check_finite, check_restored
 from .runs import Run
 
 
@@ -212,7 +212,10 @@ class Checkpoints:
             return False
         try:
             state.load_state_dict(saved["state"])
-        except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+            check_restored(state)
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise self.run.bad_checkpoint() from error
+        except RuntimeError as error:  # torch's, of tensors that do not fit
             raise self.run.bad_checkpoint() from error
         self.evaluation.rows = saved["rows"]
         return True

@@ -57,7 +57,9 @@ def exit_status(
     try:
         return work() or 0
     except UserError as error:
-        print("error:", str(error).replace("\n", " "), file=sys.stderr)
+        # names come from files too, and may hold what moves a terminal's cursor
+        line = "".join(c if c.isprintable() else " " for c in str(error))
+        print("error:", line, file=sys.stderr)
         return 2
     except FloatingPointError as error:
         print(f"error: {error}; try --precision fp32", file=sys.stderr)
@@ -73,10 +75,22 @@ def exit_status(
         print(f"error: {error.filename or 'input or output'}: {error.strerror}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError) or "memory" in str(error)):
+        if not out_of_memory(error):
             raise
-        print("error: not enough memory; a smaller picture or a narrower network", file=sys.stderr)
+        print(
+            "error: not enough memory: --tile 128 where it denoises, a smaller --dim (--width), "
+            "--precision bf16, or a smaller picture"
+            + (f"; what is done is kept, go on by: {resume}" if resume else ""),
+            file=sys.stderr,
+        )
         return 1
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this says that memory did not suffice: Python's way, or torch's on CPU and card."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and "memory" in str(error)
+    )
 
 
 def _interrupt(*_) -> None:

@@ -33,9 +33,11 @@ from .callbacks import (
 )
 from .cluster import Cluster
 from .errors import UserError, exit_status, silence_stdout
-from .files import cannot_write
+from .files import cannot_write, check_inside
 from .fit import Result, State, fit
 from .flags import Switches, parse
+from .needs import check as check_memory
+from .needs import too_large
 from .options import METHOD_NOISE, NOT_IN_THE_NUMBERS, Options
 from .prepare import (
     check_rules,
@@ -48,7 +50,7 @@ from .prepare import (
 from .runs import Run, check_writable, make_folder, method_folder, safe_name, write_results
 from .stopping import MethodNoise
 from .tasks import JOBS, Job, tensor
-from .tiling import Layout, Tiles, too_large
+from .tiling import Layout, Tiles
 from .tiling.layout import InMemory
 
 
@@ -117,13 +119,15 @@ def plan(
         if getattr(chosen, "tile", 0):
             if o.noise_method in ("image", "noisy_image"):
                 raise UserError(f"--tile: not with --noise_method {o.noise_method}")
-            _tiles(job, chosen, this.run).check()
+            _tiles(job, chosen, this.run).check(here=not elsewhere and not switches.scheduler)
         else:
             settings = network_settings(job, o)
             if o.noise_method in ("image", "noisy_image"):
                 network_input(job, o, settings)
             models.check_size(o.model_type, **settings)
             check_rules(job, o, settings)
+            if not elsewhere:
+                check_memory(job, o)
         config = configuration(chosen, job, *(elsewhere or _where(chosen, switches)))
         this.run.check(
             config, NOT_IN_THE_NUMBERS, switches.resume, switches.overwrite, asdict(type(o)())
@@ -307,7 +311,8 @@ def _tiled(job: Job, o: Options, run: Run, switches: Switches) -> Options:
         return o
     if run.begun and not switches.overwrite:
         return replace(o, tile=run.config().get("tile") or 0)
-    return replace(o, tile=TILE) if too_large(job, o) else o
+    large = max(job.problem.size) > TILE and too_large(job, o)
+    return replace(o, tile=TILE) if large else o
 
 
 def _finite(value: float | None, digits: int = 4) -> float | None:
@@ -456,6 +461,7 @@ def open_log(path: Path, show: bool = True) -> Iterator[Callable[[str], None]]:
         except OSError as error:
             raise cannot_write(path, error) from error
 
+    check_inside(path, path.parent)
     try:
         log = path.open("a", encoding="utf-8", errors="replace")
     except OSError as error:

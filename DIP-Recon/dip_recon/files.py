@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -217,6 +218,25 @@ def _is_at(handle: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(handle), path.stat())
     except OSError:
         return False
+
+
+def content(path: str | Path, most: int) -> bytes:
+    """The bytes of a file. Raises OSError if it cannot be read, and ValueError for one that is
+    larger than ``most`` bytes, or is no file but a pipe or a device, which may have no end."""
+    state = os.stat(path)
+    if not stat.S_ISREG(state.st_mode):
+        raise ValueError("it is not a regular file")
+    if state.st_size > most:
+        raise ValueError(f"it is too large, {state.st_size} bytes; {most} at most")
+    with open(path, "rb") as file:
+        return file.read(state.st_size)
+
+
+def check_inside(path: Path, folder: Path) -> Path:
+    """``path``, in ``folder``; UserError if a link on the way to it leads out of the folder."""
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{path}: a link leads out of {folder}; remove it")
+    return path
 
 
 def cannot_write(path: str | Path, error: OSError) -> UserError:

@@ -6,6 +6,7 @@ learning rate, a rule for stopping, callbacks that watch. ``step`` is the whole 
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -110,8 +111,8 @@ class Backtracking:
         return {k: getattr(self, k) for k in ("good_error", "count", "scale", "_good")}
 
     def load_state_dict(self, state: dict) -> None:
-        for key, value in state.items():
-            setattr(self, key, value)
+        for key in self.state_dict():
+            setattr(self, key, state[key])
 
 
 class Decay:
@@ -378,6 +379,30 @@ def check_finite(state: State) -> None:
     """Raise FloatingPointError if the fit has left the numbers; waits for the device."""
     if state.out is None or not torch.isfinite(state.loss) or not torch.isfinite(state.out).all():
         raise FloatingPointError(f"the fit is no finite number at iteration {state.iteration}")
+
+
+def check_restored(s: State) -> None:
+    """Raise an error of some kind unless a state can go on from what a checkpoint put into it."""
+    counts = (s.iteration, s.stopping.iteration, s.seconds, s.stopped)
+    kinds = [type(n) for n in counts]
+    if kinds != [int, int, float, bool] or not (0 < s.iteration < 2**40 and s.seconds >= 0):
+        raise ValueError("no such iteration")
+    channels, largest = s.problem.channels, (s.whole or s.problem).size
+    for picture in (s.out, s.smoothed, s.stopping.picture):
+        if picture is not None and (
+            picture.dtype != torch.float32
+            or tuple(picture.shape[:-2]) != (1, channels)
+            or any(n > m for n, m in zip(picture.shape[-2:], largest, strict=True))
+        ):
+            raise ValueError(f"a picture of {tuple(picture.shape)}")
+    for p, moments in s.optimizer.state.items():
+        if any(t.numel() != 1 and t.shape != p.shape for t in moments.values()):
+            raise ValueError("moments of other weights")
+    # what rule and average make of the next output shows whether they are whole
+    copy.deepcopy(s.stopping).update(s.iteration, s.out, s.smoothed)
+    trial = copy.copy(s)
+    trial.average, trial.smoothed = copy.deepcopy(s.average), copy.deepcopy(s.smoothed)
+    trial.average(trial)
 
 
 def bf16_available(device: torch.device | str) -> bool:

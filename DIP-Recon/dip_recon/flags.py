@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-import yaml
-
 from . import models
+from .documents import read_yaml
 from .errors import UserError, nearest
 from .options import METHOD_NOISE, GrowingOptions, Options, words
 
@@ -160,7 +160,10 @@ def read(cls: type[Options], argv: list[str], prog: str) -> tuple[dict, Switches
     if unknown:
         raise UserError(f"unexpected {unknown[0]!r}: every value follows a --flag")
     given = _read_yaml(args.config, [a.dest for a in p._actions]) if args.config else {}
-    given |= {k: v for k, v in vars(args).items() if v is not None and k not in _COMMAND}
+    typed = {k: v for k, v in vars(args).items() if v is not None and k not in _COMMAND}
+    if "save_folder" not in typed:
+        check_below(f"--config {args.config}", given.get("save_folder"))
+    given |= typed
     switches = {f.name: getattr(args, f.name, f.default) for f in dataclasses.fields(Switches)}
     try:
         switches["workers"] = _integer(switches["workers"])
@@ -253,14 +256,23 @@ def _published(cls: type[Options], name: str, given: dict, fields: dict) -> list
     return [f"--{name} {value} changes nothing in {cls.TASKS[0]}"]
 
 
+def check_below(file: str, save_folder) -> None:
+    """Raise UserError if a file says that results go elsewhere than below the current folder."""
+    path = Path(str(save_folder))
+    if save_folder is not None and (path.is_absolute() or ".." in path.parts):
+        raise UserError(
+            f"{file}: save_folder {path} leads out of the current folder; if that is wanted, give "
+            f"it as a flag: --save_folder {shlex.quote(str(path))}"
+        )
+
+
 def _read_yaml(path: str, known: list[str]) -> dict:
     try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        loaded = read_yaml(Path(path))
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        line = str(error).splitlines()[0]
-        raise UserError(f"--config {path}: not a YAML file ({line})") from error
+    except ValueError as error:
+        raise UserError(f"--config {path}: not a YAML file ({error})") from error
     if not isinstance(loaded, dict):
         raise UserError(f"--config {path}: must hold `option: value` lines")
     for key in (

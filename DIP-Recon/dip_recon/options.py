@@ -16,7 +16,9 @@ from . import recipes
 from .errors import UserError, nearest
 
 METHOD_NOISE = ("SMNS", "AMNS")  # the rules that go by the noise level
-STOPPING = ("fixed", "none", *METHOD_NOISE, "ES-WMV", "ES-EMV", "held-out")
+STOPPING = (
+    "fixed", "none", *METHOD_NOISE, "ES-WMV", "ES-EMV", "held-out",
+)  # fmt: skip
 SNAPSHOTS = (0, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
 
@@ -500,6 +502,19 @@ class SuperResolutionOptions(Options):
     UNUSED = ("noise_sigma", "poisson_scale", "mask_type", "zero_fraction")
 
 
+def suits(name: str, value) -> bool:
+    """Whether ``value``, from a saved configuration, is of the kind that option ``name`` has.
+
+    Of what is no option, any one value, or a list of such.
+    """
+    wanted, many = _KINDS.get(name, ((str, int, float), True))
+    parts = value if isinstance(value, list) and many else [value]
+    return all(
+        v is None or (isinstance(v, wanted) and not (isinstance(v, float) and not math.isfinite(v)))
+        for v in parts
+    )
+
+
 def words(values) -> str:
     """Values as they would be typed after a flag."""
     return " ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values)
@@ -520,3 +535,16 @@ def _check_value(f: dataclasses.Field, value) -> None:
         raise UserError(f"--{f.name} {value:g}: must be above {above}")
     if choices and value not in choices:
         raise UserError(f"--{f.name} {value}: {nearest(value, choices)}")
+
+
+def _kinds() -> dict[str, tuple[tuple[type, ...], bool]]:
+    """What a saved configuration holds for each option of any experiment, and whether a list."""
+    saved = {str: (str, int, float), float: (int, float), int: (int,), bool: (bool,)}
+    return {
+        f.name: (saved[f.metadata.get("kind", str)], f.default_factory is not dataclasses.MISSING)
+        for cls in (DenoisingOptions, InpaintingOptions, SuperResolutionOptions)
+        for f in dataclasses.fields(cls)
+    }
+
+
+_KINDS = _kinds()

@@ -27,7 +27,7 @@ def measure(run: Run, sigma: float) -> tuple[dict[str, float], list[str]]:
     Raises UserError where the folder lacks a picture.
     """
     found = run.peers()
-    noisy = run.folder / "noisy.png"
+    noisy = run.file("noisy.png")
     y = images.read(noisy).data
     bm3d = "CBM3D" if len(y) == 3 else "BM3D"
     methods: dict[str, Callable | None] = {"NLM": nlm, bm3d: bm3d_function()}
@@ -50,7 +50,7 @@ def bicubic(run: Run) -> float:
     By cubic convolution (Keys 1981, a = -0.5), as published comparisons have it; the baseline of
     result.json, a cubic spline, is 0.2 to 0.3 dB better. Raises UserError without a picture.
     """
-    low, clean = (images.read(run.folder / f"{name}.png").data for name in ("noisy", "clean"))
+    low, clean = (images.read(run.file(f"{name}.png")).data for name in ("noisy", "clean"))
     size = clean.shape[2], clean.shape[1]
     large = [np.asarray(Image.fromarray(p).resize(size, Image.Resampling.BICUBIC)) for p in low]
     return metrics.psnr_luma(np.stack(large), clean)
@@ -58,7 +58,7 @@ def bicubic(run: Run) -> float:
 
 def _psnr(run: Run, restored: np.ndarray) -> float:
     """Of [H, W, C] against clean.png, in dB."""
-    clean = np.moveaxis(images.read(run.folder / "clean.png").data, 0, -1)
+    clean = np.moveaxis(images.read(run.file("clean.png")).data, 0, -1)
     return metrics.psnr(restored.astype(np.float32), clean)
 
 

@@ -16,6 +16,7 @@ import re
 import shutil
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,14 +25,32 @@ import numpy as np
 import torch
 import yaml
 
+from .documents import read_npy, read_yaml
 from .errors import UserError
-from .files import LOCK, alone, atomic, cannot_write, check_alone, clean
+from .files import (
+    LOCK,
+    alone,
+    atomic,
+    cannot_write,
+    check_alone,
+    check_inside,
+    clean,
+    content,
+)
+from .options import suits
 
 HISTORY = ("iteration", "seconds", "loss", "psnr_noisy", "psnr_gt", "psnr_gt_sm", "ssim_gt_sm")
 FILES = (
     "config.yaml", "history.csv", "result.json", "checkpoint.pt", "restored.png", "noisy.png",
     "clean.png", "comparison.png", "curves.png", "tiles.csv", "restored.npy", "peers.json",
 )  # fmt: skip
+MOST_ITERATIONS = 10**9
+# Numbers in result.json, beside PSNR and SSIM.
+COUNTS = ("parameters", "iterations", "stop_iteration", "oracle_iteration", "seconds", "tiles",
+         "peak_memory_bytes", "sigma", "seed")  # fmt: skip
+FOLDERS = ("snapshots", "tiles", "tensorboard")
+LARGEST = 2**26  # bytes of a history, a table or a result
+EXACT = 2**36  # of a restored picture to the last digit, and of a checkpoint
 RESULTS = ("ID", "PSNR", "SSIM", "Noisy_Baseline")
 
 
@@ -89,6 +108,10 @@ class Run:
             finally:
                 self._mine = False
 
+    def file(self, name: str) -> Path:
+        """A file in the folder; UserError if a link in its place leads out of the folder."""
+        return check_inside(self.folder / name, self.folder)
+
     @property
     def finished(self) -> bool:
         return (self.folder / "result.json").is_file()
@@ -140,6 +163,8 @@ class Run:
 
     def begin(self, config: dict, overwrite: bool) -> None:
         """Make the folder and save the configuration; with ``overwrite`` empty it first."""
+        for name in FOLDERS:
+            self.file(name)
         make_folder(self.folder / "snapshots")
         self._clean()
         if overwrite:
@@ -172,6 +197,8 @@ class Run:
 
     def clear(self) -> None:
         """Remove what a run has left in the folder, and nothing else."""
+        for name in FOLDERS:
+            self.file(name)
         snapshots = self.folder.glob("snapshots/[0-9]*.png")
         boards = self.folder.glob("tensorboard/events.out.*")
         tiles = self.folder.glob("tiles/[0-9]*.npz")
@@ -194,13 +221,20 @@ class Run:
 
     def config(self) -> dict:
         """What ``begin`` saved."""
-        path = self.folder / "config.yaml"
+        path = self.file("config.yaml")
         try:
-            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+            loaded = read_yaml(path)
+        except (OSError, ValueError) as error:
             raise _damaged(path) from error
         if not isinstance(loaded, dict) or not loaded:
             raise _damaged(path)
+        for key, value in loaded.items():
+            named = key in ("labels", "versions")  # whose keys are no options, whatever they say
+            parts = value if named else {key: value}
+            if not isinstance(key, str) or not isinstance(parts, dict | None):
+                raise _damaged(path)
+            if not all(suits("" if named else k, v) for k, v in (parts or {}).items()):
+                raise _damaged(path)
         return loaded
 
     def save_checkpoint(self, state: dict) -> None:
@@ -217,16 +251,21 @@ class Run:
         Raises:
             UserError: the file is broken, or not a checkpoint.
         """
-        path = self.folder / "checkpoint.pt"
+        path = self.file("checkpoint.pt")
         if not path.is_file():
             return None
         try:
+            _check_archive(path)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 saved = torch.load(path, map_location="cpu", weights_only=True)
+            _check_tensors(saved, path.stat().st_size)
         except Exception as error:  # whatever the unpickler says of bytes that are none of ours
             raise self.bad_checkpoint() from error
-        if not isinstance(saved, dict) or {"state", "rows"} - set(saved):
+        if not isinstance(saved, dict) or not isinstance(saved.get("state"), dict):
+            raise self.bad_checkpoint()
+        rows = saved.get("rows")
+        if not isinstance(rows, list) or not all(map(_is_row, rows)):
             raise self.bad_checkpoint()
         return saved
 
@@ -245,26 +284,30 @@ class Run:
 
     def history(self) -> list[dict]:
         """The rows of history.csv, numbers as floats, empty cells as None."""
-        path = self.folder / "history.csv"
+        path = self.file("history.csv")
         try:
-            with path.open(newline="") as file:
-                rows = list(csv.DictReader(file))
+            rows = read_csv(path)
             rows = [{k: float(row[k]) if row[k] else None for k in HISTORY} for row in rows]
         except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
             raise _damaged(path) from error
-        if not rows:
+        if not rows or not all(map(_is_row, rows)):
             raise _damaged(path)
         return rows
 
     def load_exact(self) -> np.ndarray | None:
         """The restored picture [C, H, W] that ``write_result`` saved, None if it did not."""
-        path = self.folder / "restored.npy"
+        path = self.file("restored.npy")
         if not path.is_file():
             return None
         try:
-            return np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            found = read_npy(content(path, EXACT))
+        except (OSError, ValueError, MemoryError) as error:
             raise _damaged(path) from error
+        if found.dtype != np.float32 or found.ndim != 3 or len(found) not in (1, 3):
+            raise _damaged(path)
+        if not found.size or not np.isfinite(found).all():
+            raise _damaged(path)
+        return found
 
     def write_result(self, result: dict, exact: np.ndarray | None = None) -> None:
         """Save result.json, which marks the run as finished, and drop the checkpoint.
@@ -282,19 +325,37 @@ class Run:
         (self.folder / "checkpoint.pt").unlink(missing_ok=True)
 
     def result(self) -> dict:
-        path = self.folder / "result.json"
+        """What ``write_result`` saved: texts, numbers and truth values by name."""
+        path = self.file("result.json")
         try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-            return {**result, "image": str(result["image"])}
+            result = json.loads(content(path, LARGEST))
+            result = {**result, "image": str(result["image"])}
+            names = {key: result[key] for key in ("model_type", "task")}
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise _damaged(path) from error
+        texts = (*names.values(), *(result.get(k) or "" for k in ("stopping", "device")))
+        levels = (v for k, v in result.items() if k.startswith(("psnr_", "ssim_")))
+        counts = (result.get(key) for key in COUNTS)
+        told = result.get("troubles") or []  # what the guard has seen to
+        if not isinstance(told, list) or not all(isinstance(one, dict) for one in told):
+            raise _damaged(path)
+        flat = [v for k, v in result.items() if k != "troubles"]
+        flat += [v for one in told for v in one.values()]
+        plain = all(v is None or isinstance(v, str | int | float) for v in flat)
+        if not plain or not all(isinstance(text, str) for text in texts):
+            raise _damaged(path)
+        if not all(v is None or isinstance(v, int | float) for v in levels):
+            raise _damaged(path)
+        if not all(v is None or _is_number(v) for v in counts):
+            raise _damaged(path)
+        return result
 
     def peers(self) -> dict[str, float]:
         """What other methods make of the noisy picture, PSNR in dB by name; empty at first."""
         try:
-            found = json.loads((self.folder / "peers.json").read_text(encoding="utf-8"))
+            found = json.loads(content(self.file("peers.json"), LARGEST))
             return {str(name): float(psnr) for name, psnr in found.items()}
-        except (OSError, ValueError, TypeError, AttributeError):
+        except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             return {}  # it can be measured again
 
     def write_peers(self, found: dict[str, float]) -> None:
@@ -304,7 +365,8 @@ class Run:
 
     def snapshots(self) -> dict[int, Path]:
         """Iteration → picture, in order."""
-        found = {int(p.stem): p for p in (self.folder / "snapshots").glob("*.png")}
+        paths = (self.folder / "snapshots").glob("[0-9]*.png")
+        found = {int(p.stem): self.file(f"snapshots/{p.name}") for p in paths if _is_count(p.stem)}
         return dict(sorted(found.items()))
 
 
@@ -332,6 +394,67 @@ def _write_results(folder: Path, found: list[Path]) -> None:
             result = run.result()
             keys = ("psnr_stopped", "ssim_stopped", "psnr_noisy")
             writer.writerow([result["image"], *(short(result.get(k)) for k in keys)])
+
+
+def read_csv(path: Path) -> list[dict]:
+    """The rows of a CSV file, texts by the names in its first line.
+
+    Raises OSError, ValueError and csv.Error for one that cannot be read.
+    """
+    return list(csv.DictReader(io.StringIO(content(path, LARGEST).decode("utf-8"), newline="")))
+
+
+def _check_archive(path: Path) -> None:
+    """Raise ValueError unless a checkpoint is what ``save_checkpoint`` writes: a ZIP whose parts
+    are stored as they are, so that reading it takes no more memory than it has bytes."""
+    size = path.stat().st_size
+    if not path.is_file() or size > EXACT:
+        raise ValueError(f"{size} bytes")
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+    if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+        raise ValueError("compressed")
+    if sum(part.file_size for part in parts) > size:
+        raise ValueError("it claims to hold more than it does")
+
+
+def _check_tensors(saved, size: int) -> None:
+    """Raise ValueError unless what was saved is no larger than the file's ``size`` allows: a tensor
+    may claim any shape of few bytes, and lists may hold one another many times over."""
+    left, values, total = [saved], 0, 0
+    while left:
+        value = left.pop()
+        values += 1
+        if isinstance(value, dict):
+            left += value.values()
+        elif isinstance(value, list | tuple):
+            left += value
+        elif isinstance(value, torch.Tensor):
+            count = value.numel() * value.element_size()
+            if count > value.untyped_storage().nbytes():
+                raise ValueError("a tensor that repeats itself")
+            total += count
+        if values > 10**6 or total > 8 * size:  # some tensors are saved once under several names
+            raise ValueError("it claims to hold more than it does")
+
+
+def _is_count(text: str) -> bool:
+    """Whether a text is a number of iterations."""
+    return text.isascii() and text.isdecimal() and len(text) <= 10
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e300
+
+
+def _is_row(row) -> bool:
+    """Whether this is a row of a history: numbers or None, of a whole iteration."""
+    if not isinstance(row, dict) or not all(key in HISTORY for key in row):
+        return False
+    at = row.get("iteration")
+    return all(v is None or isinstance(v, int | float) for v in row.values()) and (
+        at is not None and 0 <= at <= MOST_ITERATIONS and at == int(at)
+    )
 
 
 def _damaged(path: Path) -> UserError:

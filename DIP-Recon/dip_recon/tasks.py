@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,10 +12,12 @@ import numpy as np
 import torch
 from skimage.transform import resize
 
-from . import data, images, noise, operators
+from . import data, images, memory, noise, operators
 from .errors import UserError
 from .options import Options, words
 from .problem import Problem
+
+RESIZING = 16  # bytes a sample that resizing takes at most
 
 
 @dataclass
@@ -47,6 +50,12 @@ def load(path: Path, options: Options) -> np.ndarray:
         x = x[:, top : top + size[0], left : left + size[1]]
     if options.imsize != [-1]:
         size = tuple(options.imsize) * (1 if len(options.imsize) == 2 else 2)
+        needed, free = RESIZING * len(x) * math.prod(size), memory.free()
+        if needed > free:
+            raise UserError(
+                f"--imsize {words(options.imsize)}: takes {memory.words(needed)}, and "
+                f"{memory.words(free)} are free; choose a smaller one"
+            )
         x = enlarge(x, size)
     return np.ascontiguousarray(x)
 

@@ -113,7 +113,15 @@ def _fetch(entry: Entry, url: str, folder: Path, incoming: Path) -> None:
     import pooch
     import requests
 
-    downloader = pooch.HTTPDownloader(timeout=TIMEOUT, chunk_size=1 << 16)
+    def downloader(url: str, output: str, _) -> None:
+        """No more than the file's bytes: a server may send without end."""
+        with requests.get(url, stream=True, timeout=TIMEOUT) as answer, open(output, "wb") as file:
+            answer.raise_for_status()
+            for part in answer.iter_content(1 << 16):
+                file.write(part)
+                if file.tell() > entry.bytes:
+                    raise ValueError("too many bytes")
+
     for attempt in range(ATTEMPTS):
         try:
             # pooch downloads to a temporary file, and gives it this name if the hash is right

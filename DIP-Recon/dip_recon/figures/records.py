@@ -161,8 +161,8 @@ def over_seeds(records: Iterable[Record], key: str) -> tuple[float, float]:
 
 def psnr_of_mean(runs: list[Run]) -> float:
     """PSNR in dB of the mean of several runs' restored pictures, on one and the same noisy one."""
-    clean = images.read(runs[0].folder / "clean.png").data
-    mean = np.mean([images.read(run.folder / "restored.png").data for run in runs], axis=0)
+    clean = images.read(runs[0].file("clean.png")).data
+    mean = np.mean([images.read(run.file("restored.png")).data for run in runs], axis=0)
     return -10 * math.log10(float(((mean - clean) ** 2).mean()))
 
 

@@ -5,32 +5,34 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from .. import images
 from ..runs import Run
-from .style import BLUE, GREY, ORANGE, save
+from .style import BLUE, GREY, ORANGE, PLAIN, save
 
 
 def draw_run(run: Run) -> None:
     """Draw ``comparison.png`` and ``curves.png`` into a finished run's folder, where missing."""
-    if not (run.folder / "comparison.png").is_file():
-        save(comparison(run), run.folder / "comparison.png", dpi=100)
-    # a tiled run has no one line of iterations
-    if not (run.folder / "curves.png").is_file() and len(run.history()) > 1:
-        save(curves(run), run.folder / "curves.png", dpi=100)
+    with rc_context(PLAIN):
+        if not (run.folder / "comparison.png").is_file():
+            save(comparison(run), run.folder / "comparison.png", dpi=100)
+        # a tiled run has no one line of iterations
+        if not (run.folder / "curves.png").is_file() and len(run.history()) > 1:
+            save(curves(run), run.folder / "curves.png", dpi=100)
 
 
 def comparison(run: Run) -> Figure:
     """Measurement, result and, if known, the clean picture; below each a detail, enlarged."""
     result = run.result()
-    restored = _read(run.folder / "restored.png")
+    restored = _read(run.file("restored.png"))
     measured = "measured, enlarged" if result["task"] == "sr" else "measured"
-    panels = [(measured, _read(run.folder / "noisy.png"), result.get("psnr_noisy"))]
+    panels = [(measured, _read(run.file("noisy.png")), result.get("psnr_noisy"))]
     panels += [("restored", restored, result.get("psnr_stopped"))]
     if (run.folder / "clean.png").is_file():
-        panels += [("clean", _read(run.folder / "clean.png"), None)]
+        panels += [("clean", _read(run.file("clean.png")), None)]
     height, width = restored.shape[:2]
     top, left, side = _detail(restored)
     wide = 3.4
@@ -75,12 +77,11 @@ def curves(run: Run) -> Figure:
                   label="moving average against clean")  # fmt: skip
     axes.plot(at, [r["psnr_noisy"] for r in rows], color=GREY, lw=1.4, ls="--",
               label="moving average against measurement")  # fmt: skip
-    stop = result["stop_iteration"]
-    axes.axvline(
-        stop, color="black", lw=1, ls=":", label=f"stopped at {stop} ({result['stopping']})"
-    )
-    if known:
-        best, best_at = result["psnr_oracle"], result["oracle_iteration"]
+    stop, rule = result.get("stop_iteration"), result.get("stopping")
+    if stop is not None:
+        axes.axvline(stop, color="black", lw=1, ls=":", label=f"stopped at {stop} ({rule})")
+    best, best_at = result.get("psnr_oracle"), result.get("oracle_iteration")
+    if known and None not in (best, best_at):
         label = f"oracle of the average: {best:.2f} dB at {best_at}"
         axes.plot(best_at, best, "o", mfc="none", color="black", label=label)
     axes.set(

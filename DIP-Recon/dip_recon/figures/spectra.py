@@ -96,7 +96,7 @@ class _Ratios:
             target = density(clean, bins)
             powers = [density(_read(pictures[i]), bins) for i in self.at]
             self.output.append(np.array([[power, target] for power in powers]))
-            measured = _read(run.run.folder / "noisy.png")
+            measured = _read(run.run.file("noisy.png"))
             if measured.shape == clean.shape:  # of super-resolution it is smaller
                 self.noisy.append(np.array([density(measured, bins), target]))
 
@@ -123,7 +123,7 @@ def _read(path: Path) -> np.ndarray:
 
 
 def _clean(record: Record) -> np.ndarray:
-    path = record.run.folder / "clean.png"
+    path = record.run.file("clean.png")
     if not path.is_file():
         raise record.no_truth()
     return _read(path)

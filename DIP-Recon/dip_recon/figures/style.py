@@ -26,7 +26,10 @@ DASHES = (  # dots alone are the noisy picture's
 )
 NOISY = {"label": "noisy picture", "color": "black", "lw": 1, "ls": (0, (1, 2))}
 MARKERS = "os^DvP*X<>"
-PAPER = {"font.size": 8, "axes.titlesize": 8.5, "legend.fontsize": 7.5, "pdf.fonttype": 42}
+PLAIN = {"text.parse_math": False}  # dollars in a picture's name are dollars
+PAPER = {
+    "font.size": 8, "axes.titlesize": 8.5, "legend.fontsize": 7.5, "pdf.fonttype": 42, **PLAIN,
+}  # fmt: skip
 PAGE = 7.2  # inches: the width of a page's text
 COLUMN = 4.6  # for a figure of one panel
 LEGEND_ROW = 0.16

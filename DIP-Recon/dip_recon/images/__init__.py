@@ -11,6 +11,7 @@ so there tifffile reads TIFF, pypng (an extra) reads colour PNG, and neither is 
 A TIFF of several pages goes frame by frame: ``count_frames``, ``read_frame``, ``FrameWriter``.
 """
 
+from .decoding import check_header
 from .frames import FrameWriter, count_frames, read_frame
 from .picture import MAX_PIXELS, READABLE, WRITABLE, Kind, Picture
 from .reading import is_picture_name, list_pictures, read
@@ -23,6 +24,7 @@ __all__ = [
     "FrameWriter",
     "Kind",
     "Picture",
+    "check_header",
     "check_writable",
     "count_frames",
     "is_picture_name",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import lzma
+import struct
+import zlib
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,12 +14,21 @@ import numpy as np
 import tifffile
 from PIL import Image, ImageOps
 
+from .. import memory
 from ..errors import UserError
 from .picture import MAX_PIXELS, Kind
-from .quiet import quiet_libtiff
+from .quiet import quiet, quiet_libtiff
 
 Decoded = tuple[np.ndarray, np.ndarray | None, Kind]
 
+DECODING = 12  # bytes that reading a sample takes at most, in whole copies of the picture
+LARGEST_TILE = 1024  # pixels a side that a tile may have, however small the picture is
+# What tifffile decompresses by itself without regard to how much comes of it.
+_DECOMPRESSORS = {
+    tifffile.COMPRESSION.ADOBE_DEFLATE: zlib.decompressobj,
+    tifffile.COMPRESSION.DEFLATE: zlib.decompressobj,
+    tifffile.COMPRESSION.LZMA: partial(lzma.LZMADecompressor, memlimit=2**28),
+}
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
 _TIFF_COLOURS = (
     tifffile.PHOTOMETRIC.MINISWHITE,
@@ -34,6 +47,18 @@ class Place(NamedTuple):
 
     page: int
     part: int | None = None
+
+
+def check_header(path: Path) -> None:
+    """Raise UserError for a file that is no picture, or whose header says too many pixels."""
+    with quiet():
+        try:
+            with Image.open(path, formats=_FORMATS) as image:
+                check_size(path, image.width, image.height, len(image.getbands()))
+        except UserError:
+            raise
+        except Exception as error:  # whatever a decoder raises on bytes from outside
+            raise UserError(f"{path}: is not a picture that can be read ({error})") from None
 
 
 def decode(path: Path, place: Place | None = None) -> Decoded:
@@ -58,7 +83,7 @@ def decode(path: Path, place: Place | None = None) -> Decoded:
     with image:
         if page is not None:
             image.seek(page)
-        _check_size(path, image.width, image.height)
+        check_size(path, image.width, image.height, len(image.getbands()))
         # A camera's MPO is a JPEG with previews behind it; its first picture is the picture.
         single = page is not None or image.format == "MPO"
         frames = 1 if single else getattr(image, "n_frames", 1)
@@ -125,6 +150,9 @@ def _decode_png16(path: Path, image: Image.Image) -> Decoded:
         raise UserError(
             f"{path}: reading a 16-bit colour PNG needs pypng; install it: pip install pypng"
         ) from None
+    channels = {2: 3, 4: 2, 6: 4}.get(_colour_type(path), 4)
+    # a filter's byte a row, and up to seven passes over the picture
+    _check_idat(path, image.height * (2 * image.width * channels + 1) + 14 * image.height + 64)
     with path.open("rb") as file:
         reader = png.Reader(file=file)
         width, height, rows, info = reader.read()
@@ -144,6 +172,55 @@ def _decode_png16(path: Path, image: Image.Image) -> Decoded:
         alpha = np.where(key, 0, 65535).astype(np.uint16)
     space = "grey" if info["greyscale"] else "rgb"
     return values, alpha, Kind(space, 16, icc=image.info.get("icc_profile"))
+
+
+def _colour_type(path: Path) -> int:
+    with path.open("rb") as file:
+        return file.read(26)[25]
+
+
+def _check_idat(path: Path, most: int) -> None:
+    """Raise ValueError if the samples of a PNG decompress to more than ``most`` bytes: pypng would
+    decompress all that a chunk holds at once."""
+    inflate, count = zlib.decompressobj(), 0
+    with path.open("rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if kind != b"IDAT":
+                file.seek(length + 4, 1)
+                continue
+            stored = file.read(length)
+            while stored and not inflate.eof:
+                count += len(inflate.decompress(stored, 2**20))
+                if count > most:
+                    raise ValueError(f"more than the {most} bytes of samples that it should hold")
+                stored = inflate.unconsumed_tail
+            file.seek(4, 1)
+
+
+def check_chain(path: Path) -> None:
+    """Raise ValueError for a TIFF whose pages lead back to one before: tifffile would go round."""
+    with path.open("rb") as file:
+        head = file.read(16)
+        order = "<" if head[:2] == b"II" else ">"
+        big = head[2:4] in (b"+\0", b"\0+")
+        form, entry = (("Q", "Q"), 20) if big else (("H", "I"), 12)
+        count, offset = (struct.Struct(order + letter) for letter in form)
+        at, seen = offset.unpack_from(head.ljust(16, b"\0"), 8 if big else 4)[0], set()
+        while at:
+            if at in seen:
+                raise ValueError("its pages lead back to one before")
+            seen.add(at)
+            file.seek(min(at, 2**62))
+            tags = file.read(count.size)
+            if len(tags) < count.size:
+                return
+            file.seek(min(count.unpack(tags)[0] * entry, 2**62 - file.tell()), 1)
+            after = file.read(offset.size)
+            if len(after) < offset.size:
+                return
+            at = offset.unpack(after)[0]
 
 
 def places(tiff: tifffile.TiffFile) -> list[Place]:
@@ -170,16 +247,18 @@ def only_place(path: Path, tiff: tifffile.TiffFile) -> Place:
 
 def _decode_tiff(path: Path, place: Place | None) -> Decoded | int:
     """See ``decode``: TIFF of more than 8 bits a sample; a page's number leaves it to Pillow."""
+    check_chain(path)
     with tifffile.TiffFile(path) as tiff:
         number, part = place or only_place(path, tiff)
         page = tiff.pages[number]
-        _check_size(path, page.imagewidth, page.imagelength)
+        check_size(path, page.imagewidth, page.imagelength, min(page.samplesperpixel, 5))
         if part is None:
             ends = [a + b for a, b in zip(page.dataoffsets, page.databytecounts, strict=False)]
         else:
             ends = [page.dataoffsets[0] + (part + 1) * page.nbytes]
         if max(ends, default=0) > path.stat().st_size:
             raise ValueError("the file is cut short")
+        most = segment_bytes(page)
         cmyk = page.photometric == tifffile.PHOTOMETRIC.SEPARATED
         if page.samplesperpixel > 4 + cmyk:
             raise UserError(
@@ -202,6 +281,10 @@ def _decode_tiff(path: Path, place: Place | None) -> Decoded | int:
                 f"{path}: stores colours as {page.photometric.name}; save it as grey, RGB or CMYK"
             )
         try:
+            if part is None:
+                for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False):
+                    tiff.filehandle.seek(offset)
+                    check_inflated(tiff.filehandle.read(count), page, most)
             samples = page.asarray() if part is None else _part(tiff, page, part)
         except (ValueError, KeyError) as error:
             if "imagecodecs" not in str(error):
@@ -246,8 +329,9 @@ def _turn(samples: np.ndarray, orientation: int) -> np.ndarray:
     return samples
 
 
-def _check_size(path: Path, width: int, height: int) -> None:
-    """Raise UserError for a header that says no pixels or more than ``MAX_PIXELS``."""
+def check_size(path: Path, width: int, height: int, samples: int) -> None:
+    """Raise UserError for a header that says more than ``MAX_PIXELS``, or more of them, of so many
+    ``samples`` each, than memory has room for; ValueError for one that says none."""
     if width < 1 or height < 1:
         raise ValueError(f"{width}×{height} pixels")
     if width * height > MAX_PIXELS:
@@ -255,6 +339,52 @@ def _check_size(path: Path, width: int, height: int) -> None:
             f"{path}: its header says {width}×{height} pixels, more than "
             f"{MAX_PIXELS // 1_000_000} megapixels; crop or reduce it first"
         )
+    needed, free = width * height * samples * DECODING, memory.free()
+    if needed > free:
+        raise UserError(
+            f"{path}: its header says {width}×{height} pixels, which take {memory.words(needed)} "
+            f"to read, and {memory.words(free)} are free; crop or reduce it first"
+        )
+
+
+def segment_bytes(page: tifffile.TiffPage) -> int:
+    """Bytes of samples in a whole strip or tile of a TIFF.
+
+    Raises ValueError where that is out of proportion to the picture.
+    """
+    if page.is_tiled:
+        sides = (page.tilelength, page.tilewidth)
+        for side, pixels in zip(sides, (page.imagelength, page.imagewidth), strict=True):
+            if not 0 < side <= max(2 * pixels, LARGEST_TILE):
+                raise ValueError(f"tiles of {sides[1]}×{sides[0]} pixels")
+        count = sides[0] * sides[1]
+    else:
+        if page.rowsperstrip < 1:
+            raise ValueError(f"{page.rowsperstrip} rows a strip")
+        count = min(page.rowsperstrip, page.imagelength) * page.imagewidth
+    planes = page.samplesperpixel if page.planarconfig == tifffile.PLANARCONFIG.CONTIG else 1
+    return count * planes * (1 if page.dtype is None else page.dtype.itemsize)
+
+
+def check_inflated(stored: bytes, page: tifffile.TiffPage, most: int) -> None:
+    """Raise ValueError if a strip or tile decompresses to more than ``most`` bytes.
+
+    tifffile decompresses it whole, however much comes of it; here nothing is kept.
+    """
+    decompressor = _DECOMPRESSORS.get(page.compression)
+    if decompressor is None:
+        return
+    inflate, count = decompressor(), 0
+    while True:
+        part = inflate.decompress(stored, 2**20)
+        count += len(part)
+        if count > most:
+            raise ValueError(f"more than the {most} bytes that a part of it should hold")
+        stored = getattr(inflate, "unconsumed_tail", b"")
+        if inflate.eof and page.compression == tifffile.COMPRESSION.LZMA and inflate.unused_data:
+            stored, inflate = inflate.unused_data, decompressor()  # one after the other
+        elif inflate.eof or not part:
+            return
 
 
 def _cmyk_to_rgb(cmyk: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ import tifffile
 
 from ..errors import UserError
 from ..files import atomic, cannot_write
-from .decoding import Place, places
+from .decoding import Place, check_chain, places
 from .encoding import tiff_page
 from .picture import Kind, Picture
 from .quiet import quiet
@@ -177,6 +177,7 @@ def _frames(path: Path) -> tuple[Place, ...]:
 @lru_cache(4)
 def _places(path: Path, mtime_ns: int, size: int) -> tuple[Place, ...]:
     """See ``_frames``; remembered as long as the file has this time and size."""
+    check_chain(path)
     with quiet(), tifffile.TiffFile(path) as tiff:
         found = tuple(places(tiff))
         if len(found) == 1:

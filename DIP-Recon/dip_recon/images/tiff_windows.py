@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
+from .. import memory
 from ..errors import UserError
 from ..files import atomic
-from .decoding import only_place
+from .decoding import check_chain, check_inflated, only_place, segment_bytes
 from .picture import MAX_PIXELS, Kind
 from .quiet import quiet
 from .windows import TYPES, Sink, Source, damaged, kind_of, other_picture, temporary_name
@@ -35,6 +36,8 @@ _COLOURS = (
 def is_tiff(path: Path) -> bool:
     """Whether ``path`` is a file that begins as a TIFF does."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return False
         with path.open("rb") as file:
             return file.read(4) in _MAGIC
     except OSError:
@@ -53,8 +56,16 @@ def open_tiff(path: Path) -> Source | None:
         UserError: damaged, several pictures, or only read whole and too large for that.
     """
     try:
+        check_chain(path)
         with quiet(), tifffile.TiffFile(path) as tiff:
             page = tiff.pages[only_place(path, tiff).page]
+            whole, free = segment_bytes(page), memory.free()
+            if not page.is_final and 2 * whole > free:
+                raise UserError(
+                    f"{path}: a part of its {page.imagewidth}×{page.imagelength} pixels takes "
+                    f"{memory.words(2 * whole)} to read, and {memory.words(free)} are free; save "
+                    "it anew in smaller strips or tiles"
+                )
             obstacle = _obstacle(page)
             if obstacle is None:
                 return (_Rows if page.is_final else _Segments)(path, page)
@@ -163,7 +174,7 @@ class _Segments(_TiffSource):
         if len(ends) < np.prod(page.chunked) or max(ends) > path.stat().st_size:
             raise ValueError("the file is cut short")
         super().__init__(path, page)
-        self._page = page
+        self._page, self._most = page, segment_bytes(page)
         if page.is_tiled:
             self._segment = (page.tilelength, page.tilewidth)
         else:
@@ -194,6 +205,8 @@ class _Segments(_TiffSource):
         page = self._page
         count = page.databytecounts[index]
         content = self._bytes(page.dataoffsets[index], count) if count else None
+        if content:
+            check_inflated(content, page, self._most)
         segment, _, shape = page.decode(content, index)
         if segment is None:
             return np.full(shape[1:], page.nodata, self._dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
@@ -10,6 +11,7 @@ from types import ModuleType
 
 import numpy as np
 
+from .. import memory
 from ..errors import UserError
 from ..files import cannot_write
 from .picture import Kind
@@ -18,6 +20,12 @@ from .windows import TYPES, Sink, Source, damaged, kind_of, other_picture, tempo
 
 _CHUNK = 512  # pixels a side in what is written
 _MARKS = ("zarr.json", ".zarray", ".zgroup")
+_METADATA = 2**24  # bytes of a file of it
+_COPIES = 3  # of a chunk, while it is read
+_CODECS = {
+    "blosc", "bytes", "bz2", "crc32c", "delta", "gzip", "lz4", "lzma", "sharding_indexed",
+    "shuffle", "transpose", "zlib", "zstd",
+}  # fmt: skip
 _AXES = {
     "height": "y", "row": "y", "rows": "y", "width": "x", "column": "x", "columns": "x",
     "channel": "c", "channels": "c", "band": "c", "bands": "c", "rgb": "c", "s": "c",
@@ -42,6 +50,7 @@ class ZarrSource(Source):
         try:
             with quiet():
                 array, axes, alpha = _picture(path)
+                _check_codecs(path, array)
         except (UserError, MemoryError):
             raise
         except Exception as error:  # whatever zarr raises on bytes from outside
@@ -53,6 +62,7 @@ class ZarrSource(Source):
             )
         if 0 in array.shape:
             raise UserError(f"{path}: is empty, {_times(array.shape)}; get it again")
+        _check_chunks(path, array)
         lengths = dict(zip(axes, array.shape, strict=True))
         planes = lengths.get("c", 1)
         if planes not in ((1, 2, 3, 4) if alpha else (1, 3)):
@@ -85,10 +95,65 @@ def _zarr(path: Path) -> ModuleType:
     return zarr
 
 
+def _store(path: Path, zarr: ModuleType):
+    """The folder as zarr reads it: regular files in it, and what they are links to in it."""
+    root, metadata = path.resolve(), (*_MARKS, ".zattrs", ".zmetadata")
+
+    class Store(zarr.storage.LocalStore):
+        async def get(self, key, prototype=None, byte_range=None):
+            file = path / key
+            if file.exists():
+                if not file.resolve().is_relative_to(root):
+                    raise ValueError(f"the link {key} leads out of it")
+                if not file.is_file():
+                    raise ValueError(f"{key} is not a file")
+                if file.name in metadata and file.stat().st_size > _METADATA:
+                    raise ValueError(f"{key} has {file.stat().st_size} bytes")
+            return await super().get(key, prototype, byte_range)
+
+        async def get_partial_values(self, prototype, key_ranges):
+            return [await self.get(key, prototype, part) for key, part in key_ranges]
+
+    return Store(path, read_only=True)
+
+
+def _check_codecs(path: Path, array) -> None:
+    """Raise UserError for codecs that do more than compress: numcodecs has one that unpickles."""
+    described = array.metadata.to_dict()
+    if array.metadata.zarr_format == 2:
+        stages = [described.get("compressor"), *(described.get("filters") or [])]
+        found = [stage["id"] for stage in stages if stage]
+    else:
+        found, left = [], list(described["codecs"])
+        while left:
+            codec = left.pop()
+            found.append(codec["name"])
+            for inner in ("codecs", "index_codecs"):
+                left += codec.get("configuration", {}).get(inner, [])
+    for name in found:
+        if name not in _CODECS:
+            raise UserError(
+                f"{path}: is stored with the codec {name}; save it with one of "
+                f"{', '.join(sorted(_CODECS))}"
+            )
+
+
+def _check_chunks(path: Path, array) -> None:
+    """Raise UserError where reading a single chunk takes more memory than there is."""
+    sides = getattr(array, "shards", None) or array.chunks
+    needed = _COPIES * math.prod(sides) * array.dtype.itemsize
+    free = memory.free()
+    if needed > free:
+        raise UserError(
+            f"{path}: a chunk of {_times(sides)} takes {memory.words(needed)} to read, and "
+            f"{memory.words(free)} are free; save it anew in smaller chunks"
+        )
+
+
 def _picture(path: Path) -> tuple:
     """The array with the picture, its axes (see ``_named``), and whether it may have alpha."""
     zarr = _zarr(path)
-    node = zarr.open(str(path), mode="r")
+    node = zarr.open(store=_store(path, zarr), mode="r")
     array, names, alpha = node, None, True
     if not isinstance(node, zarr.Array):
         attributes = dict(node.attrs)

@@ -138,6 +138,8 @@ def build(
     if torch.device(device).type == "meta":
         with torch.device("meta"):
             return entry.builder(**given, **chosen)
+    if generator is None and torch.device(device).type == "cpu":
+        return entry.builder(**given, **chosen)
     if generator is None:
         return entry.builder(**given, **chosen).to(device)
     seed = torch.randint(2**63 - 1, (), generator=generator, device=generator.device).item()

@@ -12,6 +12,7 @@ from ..errors import UserError
 from ..figures.methods import SHORT, methods, shown
 from ..figures.records import Record, group, upsampler
 from ..figures.style import natural
+from ..runs import read_csv
 from .pictures import Pictures
 
 FACETS = ("Picture", "Task", "Network", "Upsampling", "Settings")  # what a run is chosen by
@@ -101,10 +102,10 @@ def _names(records: Iterable[Record]) -> dict[Record, str]:
 
 
 def _run(record: Record, facets: tuple[str, ...], name: str, pictures: Pictures) -> dict:
-    folder, result = record.run.folder, record.result
-    kinds = {kind: pictures.add(folder / f"{kind}.png") for kind in ("clean", "noisy", "restored")}
+    run, result = record.run, record.result
+    kinds = {kind: pictures.add(run.file(f"{kind}.png")) for kind in ("clean", "noisy", "restored")}
     known = [size for size in map(pictures.size, kinds.values()) if size]
-    tiles = _tiles(folder / "tiles.csv")
+    tiles = _tiles(run.file("tiles.csv"))
     history = record.history
     return {
         "id": name,
@@ -184,8 +185,7 @@ def _tiles(path: Path) -> list[list[int]] | None:
         return None
     keys = ("top", "bottom", "left", "right", "stop_iteration")
     try:
-        with path.open(newline="") as file:
-            tiles = [[int(row[key]) for key in keys] for row in csv.DictReader(file)]
+        tiles = [[int(row[key]) for key in keys] for row in read_csv(path)]
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise UserError(f"{path}: damaged; run it again with --overwrite") from error
     return tiles or None

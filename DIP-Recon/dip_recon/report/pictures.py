@@ -32,6 +32,7 @@ class Pictures:
         """
         if not path.is_file():
             return None
+        images.check_header(path)
         content = path.read_bytes()
         name = f"pictures/{hashlib.sha256(content).hexdigest()[:20]}.png"
         if not (self.page / name).exists():

@@ -16,16 +16,16 @@ quick:                         # with --quick: other options, another grid
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-import yaml
-
 from .. import data
 from ..comparison import KINDS
+from ..documents import read_yaml
 from ..errors import UserError, nearest
 from ..experiment import Plan, folder_names, plan
-from ..flags import Switches, fill
+from ..flags import Switches, check_below, fill
 from ..options import DenoisingOptions, InpaintingOptions, Options, SuperResolutionOptions
 from ..prepare import resolve
 from ..runs import method_folder, safe_name
@@ -35,6 +35,7 @@ EXPERIMENTS: dict[str, type[Options]] = {
     "inpainting": InpaintingOptions,
     "sr": SuperResolutionOptions,
 }
+MOST = 10_000  # points of a grid
 _KEYS = ("experiment", "figures", "comparison", "options", "grid", "quick")
 
 
@@ -66,11 +67,11 @@ def load(path: str | Path, quick: bool = False) -> Sweep:
     """
     path = Path(path)
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loaded = read_yaml(path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a YAML file ({str(error).splitlines()[0]})") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not a YAML file ({error})") from error
     loaded = _mapping(path, "the file", loaded)
     _known(path, loaded, _KEYS)
     name = str(loaded.get("experiment", "denoising"))
@@ -156,6 +157,9 @@ def cells(sweep: Sweep, typed: dict) -> list[Cell]:
     for grid in sweep.grids:
         axes = {axis: _without(labels, typed, axis, sweep) for axis, labels in grid.items()}
         axes = {axis: labels for axis, labels in axes.items() if labels}
+        count = math.prod(map(len, axes.values()))
+        if count > MOST:
+            raise UserError(f"{sweep.path}: grid has {count} combinations; {MOST} at most")
         for combination in itertools.product(*(labels.items() for labels in axes.values())):
             given = dict(sweep.options)
             set_by: dict[str, str] = {}
@@ -223,6 +227,8 @@ def plans(
     notes: dict[str, None] = {}
     places: dict[Path, list[tuple[data.Item, Options, dict]]] = {}
     for cell in cells(sweep, typed):
+        if "save_folder" not in typed:
+            check_below(str(sweep.path), cell.given.get("save_folder"))
         given = {"save_folder": save_folder, **cell.given}
         by_texture = given.get("dim") == WIDTH_OF_TEXTURE
         if by_texture:

@@ -87,7 +87,7 @@ def denoise_file(
         check_free("--keep", run)
         with run.alone():
             tiles = Tiles(source, layout, keep / "tiles", options, name=path.name, faithful=level)
-            tiles.check()
+            tiles.check(here=not cluster.scheduler)
             cluster.check()
             # made first, so that a full disk or a bad name shows before hours of fitting
             large.create_sink(output, **kind).suspend()

@@ -7,20 +7,17 @@ fit like any other, with its own network, input and stop; the seed of tile i is 
 from __future__ import annotations
 
 import csv
-import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from .. import models
+from .. import models, needs
 from ..cluster import Cluster
+from ..documents import read_npz
 from ..errors import Kept, UserError
 from ..files import atomic
 from ..fit import State, choose, fit
@@ -125,11 +122,14 @@ class Tiles:
         if self.estimated:
             self.sigma = self._estimate()
 
-    def check(self) -> None:
-        """Raise UserError if the network, the rule or a tile's size will not do; fits nothing."""
+    def check(self, here: bool = True) -> None:
+        """Raise UserError if the network, the rule or a tile's size will not do, or if a tile does
+        not fit into memory where it is computed ``here``; fits nothing."""
         job, settings = self._first()
         models.check_size(self.options.model_type, **settings)
         check_rules(job, self.options, settings)
+        if here:
+            needs.check(job, self.options)
 
     def parameters(self) -> int:
         """Of the network that each tile has."""
@@ -197,14 +197,16 @@ class Tiles:
         """A finished tile. Raises UserError if its file is damaged."""
         path = self.path(tile)
         try:
-            with np.load(path) as saved:
-                values = {name: saved[name] for name in Fitted.__annotations__ if name in saved}
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            values = read_npz(path, Fitted.__annotations__)
+            picture = values.pop("picture")
+            known = (len(self.source.read(0, 1, 0, 1)), *tile.size)
+            if picture.shape != known or not np.isfinite(picture).all():
+                raise ValueError(f"a tile of {picture.shape}")
+            return Fitted(picture, **{name: value.item() for name, value in values.items()})
+        except (OSError, ValueError) as error:
             raise UserError(
                 f"{path}: damaged; delete it, and run the same command again"
             ) from error
-        picture = values.pop("picture")
-        return Fitted(picture, **{name: value.item() for name, value in values.items()})
 
     def blended(self, side: int = 512) -> Iterator[tuple[Window, np.ndarray]]:
         """The finished picture by windows of ``side``: (top, bottom, left, right) and [C, h, w]."""
@@ -249,48 +251,3 @@ class Tiles:
 def _fit_here(task: Task, _, cancelled: Callable[[], bool]) -> Fitted:
     """``fit_tile`` for a run that is itself told when to end."""
     return fit_tile(task, cancelled)
-
-
-def memory_needed(job: Job, o: Options) -> int:
-    """Bytes that fitting the whole picture takes: activations kept for the backward pass, weights.
-
-    Counted on the meta device without computing anything, as if in float32.
-    """
-    settings = network_settings(job, o)
-    network = models.build(o.model_type, **settings, device="meta")
-    z = torch.empty(1, settings["in_channels"], *settings["in_size"], device="meta")
-    kept: dict[int, int] = {}
-
-    def keep(t: torch.Tensor) -> torch.Tensor:
-        kept[id(t.untyped_storage())] = t.numel() * t.element_size()
-        held.append(t)
-        return t
-
-    held: list[torch.Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        out = network(z)
-    weights = sum(p.numel() for p in network.parameters())
-    return sum(kept.values()) + 4 * 4 * weights + 6 * 4 * out.numel() + 4 * z.numel()
-
-
-def memory_free(device: torch.device) -> int:
-    """Bytes that are free on the card, or in this machine; a large number where nobody tells."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo") as file:
-            line = next(line for line in file if line.startswith("MemAvailable"))
-        return int(line.split()[1]) * 1024
-    except (OSError, StopIteration):
-        try:
-            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (ValueError, OSError, AttributeError):
-            return 2**62
-
-
-def too_large(job: Job, o: Options) -> bool:
-    """Whether the picture would not fit into memory as a whole, with a fifth to spare."""
-    device, _ = choose(o.device, o.precision)
-    return math.prod(job.problem.size) > 512**2 and (
-        memory_needed(job, o) > 0.8 * memory_free(device)
-    )

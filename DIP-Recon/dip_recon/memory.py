@@ -1,0 +1,70 @@
+"""How much memory is free, and sizes in words."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+UNKNOWN = 2**62  # where nobody tells
+_CGROUPS = (  # the limit of a container and what it uses, of version 2 and of version 1
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "inactive_file"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
+)
+
+
+def free(device: torch.device | None = None) -> int:
+    """Bytes that are free on the card, or by default in this machine; ``UNKNOWN`` if none tells.
+
+    In this machine: what /proc/meminfo says is available, or what the limits of its container
+    (cgroup) and of this process (RLIMIT_AS) leave, whichever is less.
+    """
+    if device is not None and device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return min(_available(), _of_container(), _of_process())
+
+
+def words(count: float) -> str:
+    """Bytes for people: ``3.2 GB``."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def _available() -> int:
+    try:
+        with open("/proc/meminfo") as file:
+            line = next(line for line in file if line.startswith("MemAvailable"))
+        return int(line.split()[1]) * 1024
+    except (OSError, StopIteration):
+        try:
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (ValueError, OSError, AttributeError):
+            return UNKNOWN
+
+
+def _of_container() -> int:
+    for limit, used, cache in _CGROUPS:
+        try:
+            most, now = (int(Path(path).read_text()) for path in (limit, used))
+            lines = Path(used).with_name("memory.stat").read_text().splitlines()
+        except (OSError, ValueError):  # no such group, or "max"
+            continue
+        given_back = sum(int(line.split()[1]) for line in lines if line.split()[0] == cache)
+        return max(most - now + given_back, 0)
+    return UNKNOWN
+
+
+def _of_process() -> int:
+    try:
+        import resource
+
+        most, _ = resource.getrlimit(resource.RLIMIT_AS)
+        with open("/proc/self/statm") as file:
+            used = int(file.read().split()[0]) * resource.getpagesize()
+    except (ImportError, OSError, ValueError):
+        return UNKNOWN
+    return UNKNOWN if most == resource.RLIM_INFINITY else max(most - used, 0)

@@ -1,0 +1,120 @@
+"""How much memory a fit takes, reckoned without computing any of it."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from contextlib import nullcontext
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from . import memory, models
+from .errors import UserError
+from .fit import bf16_available, choose
+from .options import Options
+from .prepare import network_settings
+from .tasks import Job
+
+# What allocators keep, and convolutions lay out anew, beyond the tensors there are at once: as
+# measured on a CPU, see tests/test_needs.py; on a card it was not measured.
+WASTE = {"cpu": 1.9, "cuda": 1.3}
+SPARE = 0.8  # share of the free memory that a fit may take
+
+
+def needed(job: Job, o: Options) -> int:
+    """Bytes that fitting the whole picture takes at most, beyond what the process has before.
+
+    One step, forward and backward, is played through with tensors that have a shape and no content,
+    and the bytes of those alive at once are counted; to this come the optimiser's two moments and
+    the pictures that averages and rules keep.
+    """
+    from torch._subclasses import FakeTensorMode  # slow to import
+
+    device, precision = choose(o.device, o.precision)
+    settings = network_settings(job, o)
+    bf16 = torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext()
+    live = _Live()
+    with FakeTensorMode(), live:
+        network = models.build(o.model_type, **settings)
+        z = torch.empty(1, settings["in_channels"], *settings["in_size"])
+        with bf16:
+            out = network(z + torch.empty(z.shape))
+        (out.float() - torch.empty(out.shape)).square().mean().backward()
+    moments = 2 * 4 * _weights(network)
+    kept = (4 + o.average_last) * 4 * out.numel()
+    return round(WASTE[device.type] * (live.most + moments + kept))
+
+
+def too_large(job: Job, o: Options) -> bool:
+    """Whether the picture as a whole would not fit into memory, with a fifth to spare."""
+    free = memory.free(choose(o.device, o.precision)[0])
+    return _most(job, o) > SPARE * free and needed(job, o) > SPARE * free
+
+
+def check(job: Job, o: Options) -> None:
+    """Raise UserError, with what can be done, if fitting the picture would not fit into memory."""
+    if not too_large(job, o):
+        return
+    device, precision = choose(o.device, o.precision)
+    mends = []
+    if getattr(o, "tile", None) == 0 and max(job.problem.size) > 64:
+        mends.append(f"--tile {min(256, max(job.problem.size) // 2)}")
+    if "dim" in models.get(o.model_type).options:
+        mends.append("a smaller --dim")
+    if precision == "fp32" and bf16_available(device):
+        mends.append("--precision bf16")
+    mends.append("a smaller picture, by --crop or --imsize")
+    raise UserError(
+        f"{job.name}: takes about {memory.words(needed(job, o))} to fit, and "
+        f"{memory.words(memory.free(device))} are free; choose {', '.join(mends[:-1])}, "
+        f"or {mends[-1]}"
+    )
+
+
+def _most(job: Job, o: Options) -> int:
+    """A number of bytes that ``needed`` is far below, told in no time."""
+    settings = network_settings(job, o)
+    network = models.build(o.model_type, **settings, device="meta")
+    z = torch.empty(1, settings["in_channels"], *settings["in_size"], device="meta")
+    live = _Live()
+    with live:
+        out = network(z)
+    pixels = math.prod(job.problem.size) * job.problem.channels
+    return 6 * live.most + 32 * (_weights(network) + z.numel()) + 4 * pixels * (
+        12 + o.average_last
+    ) + out.numel()  # fmt: skip
+
+
+def _weights(network: torch.nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+class _Live(TorchDispatchMode):
+    """Counts the bytes of the tensors that are alive: the ``most`` there were at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._seen: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for value in tree_leaves(found):
+            if isinstance(value, torch.Tensor):
+                self._count(value.untyped_storage())
+        return found
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._seen:
+            return
+
+        def gone(_: weakref.ref) -> None:
+            self.now -= size
+            self._seen.pop(key, None)
+
+        self.now += size
+        self.most = max(self.most, self.now)
+        self._seen[key] = weakref.ref(storage, gone)

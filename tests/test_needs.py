@@ -1,0 +1,211 @@
+"""Memory: what a fit takes is told beforehand, and running out of it loses nothing."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from dip_recon import auto, batch, cli, experiment, images, memory, needs, own
+from dip_recon.errors import exit_status
+from dip_recon.experiment import main
+from dip_recon.options import DenoisingOptions
+from dip_recon.prepare import resolve
+from dip_recon.problem import Problem
+from dip_recon.tasks import Job
+
+MEASURE = """
+import ctypes, gc, json, sys
+import torch
+torch.set_num_threads(1)
+from dip_recon import needs
+from dip_recon.fit import step
+from dip_recon.options import DenoisingOptions
+from dip_recon.prepare import prepare, resolve
+from dip_recon.problem import Problem
+from dip_recon.tasks import Job
+
+def resident(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
+
+def job(side):
+    y = torch.rand(1, 3, side, side)
+    return Job("a", Problem.denoising(y, y.clone(), sigma=25.0), None, "")
+
+def steps(side, o):
+    state = prepare(job(side), o, torch.device("cpu"), "fp32")
+    for _ in range(2):
+        step(state)
+
+name, dim, sides = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
+o, _ = resolve(DenoisingOptions(model_type=name, dim=dim, device="cpu", precision="fp32"))
+steps(64, o)  # what is made once
+found = []
+for side in sides:
+    told = needs.needed(job(side), o)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    before = resident("VmRSS")
+    steps(side, o)
+    found.append((side, told, resident("VmHWM") - before))
+print(json.dumps(found))
+"""
+NETWORKS = [
+    ("DIP_2_scaled", [32], [128, 192, 256]),
+    ("DD", [64], [96, 128, 192]),
+    ("ConvDecoder", [32], [96, 128, 192]),
+    ("PG_DIP", [32], [128, 192, 256]),
+]
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="Linux alone tells it")
+@pytest.mark.parametrize("name, dim, sides", NETWORKS)
+def test_the_estimate_is_what_is_measured(name, dim, sides):
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-c", MEASURE, name, json.dumps(dim), json.dumps(sides)]
+    done = subprocess.run(words, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    print(name, found, [round(told / measured, 2) for _, told, measured in found])
+    for side, told, measured in found:
+        assert told == pytest.approx(measured, rel=0.25), (name, side)
+
+
+def big(side, **more):
+    y = torch.zeros(1, 3, 1, 1).expand(1, 3, side, side)
+    o, _ = resolve(DenoisingOptions(**{"device": "cpu", "precision": "fp32", **more}))
+    return Job("big", Problem.denoising(y), None, ""), o
+
+
+def test_memory_is_weighed_without_using_any(monkeypatch):
+    small, large = (needs.needed(*big(side, dim=[64])) for side in (500, 2000))
+    assert large > 12 * small > 10**9
+    assert needs.needed(*big(500, dim=[64], precision="bf16")) < 0.8 * small
+    assert needs.needed(*big(500, dim=[64], average_last=1000)) > 2 * small
+    monkeypatch.setattr(memory, "free", lambda device=None: 10**10)
+    assert needs.too_large(*big(2000, dim=[64])) and not needs.too_large(*big(500, dim=[64]))
+
+
+def test_what_does_not_fit_is_told_with_what_can_be_done(folder, tmp_path, capsys, monkeypatch):
+    flags = f"--folder_path {folder / 'grey.png'} --save_folder {tmp_path / 'runs'} --device cpu "
+    flags += "--precision fp32 --task real_denoising --model_type DIP_2_scaled --dim 65536"
+    monkeypatch.setattr(memory, "free", lambda device=None: 2 * 10**10)
+    assert main(DenoisingOptions, flags.split()) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "smaller --dim" in said and "20.0 GB are free" in said
+    assert re.search(r"takes about \d{3,}\.\d GB", said)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_picture_that_does_not_fit_is_tiled(tmp_path, picture, monkeypatch):
+    images.save_png(tmp_path / "a.png", picture(1, (96, 96)))
+    monkeypatch.setattr(memory, "free", lambda device=None: 20 * 10**6)
+    monkeypatch.setattr(experiment, "TILE", 32)
+    flags = f"--folder_path {tmp_path / 'a.png'} --save_folder {tmp_path / 'runs'} --device cpu "
+    flags += "--precision fp32 --dim 32 --num_iters 1 --overlap 2"
+    assert main(DenoisingOptions, flags.split()) == 0
+    (result,) = (tmp_path / "runs").rglob("result.json")
+    assert json.loads(result.read_text())["tiles"] > 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+     RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried …")],
+)  # fmt: skip
+@pytest.mark.parametrize("kept", [False, True])
+def test_out_of_memory_in_the_middle_tiles_take_over(
+    tmp_path, picture, capsys, monkeypatch, error, kept
+):
+    rng = np.random.default_rng(0)
+    noisy = (picture(1, (64, 64)) + 0.1 * rng.standard_normal((1, 64, 64))).clip(0, 1)
+    images.save_png(tmp_path / "a.png", noisy)
+    run_one, tried = own.run_one, []
+
+    def fails(job, run, o, *more, **rest):
+        tried.append(o.tile)
+        if not o.tile:
+            run.begin({"tile": 0}, overwrite=False)
+            raise error
+        return run_one(job, run, o, *more, **rest)
+
+    monkeypatch.setattr(own, "run_one", fails)
+    words = ["denoise", str(tmp_path / "a.png"), "--iterations", "2", "--width", "4"]
+    words += ["--device", "cpu"] + ["--keep", str(tmp_path / "keep")] * kept
+    assert cli.main(words) == 0
+    assert tried == [0, 32]
+    assert "not enough memory: goes on by tiles of 32 pixels" in capsys.readouterr().out
+    assert images.read(tmp_path / "a_denoised.png").size == (64, 64)
+
+
+def test_another_error_is_no_want_of_memory(picture, monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(own, "restore", fails)
+    job = own.job_of_array(picture(1, (64, 64)) * 0.9)
+    monkeypatch.setattr(auto, "CLEAN", 0)
+    with pytest.raises(RuntimeError, match="shapes"):
+        batch._restored(job, batch.Wishes({"dim": [4], "num_iters": 1}), lambda line: None)
+
+
+def test_an_experiment_that_runs_out_says_so_in_one_line(capsys):
+    def work():
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    assert exit_status(work, "python denoising.py --resume") == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "--tile" in said and "denoising.py --resume" in said
+
+
+LIMITED = """
+import resource, sys
+from dip_recon import cli, memory, needs
+import torch
+torch.set_num_threads(1)
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[1]),) * 2)
+assert memory.free() <= int(sys.argv[1])
+if sys.argv[2] == "unwarned":
+    needs.too_large = lambda job, o: False
+    from dip_recon import batch
+    batch.too_large = needs.too_large
+sys.exit(cli.main(sys.argv[3:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+@pytest.mark.parametrize("warned", ["warned", "unwarned"])
+def test_under_a_limit_of_memory_a_picture_is_restored_by_tiles(tmp_path, picture, warned):
+    rng = np.random.default_rng(0)
+    noisy = (picture(1, (160, 160)) + 0.1 * rng.standard_normal((1, 160, 160))).clip(0, 1)
+    images.save_png(tmp_path / "a.png", noisy)
+    words = ["denoise", str(tmp_path / "a.png"), "--iterations", "1", "--width", "128"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+    command = [sys.executable, "-c", LIMITED, str(300 * 10**6), warned, *words, "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "not enough memory: goes on by tiles" in done.stdout
+    assert images.read(tmp_path / "a_denoised.png").size == (160, 160)
+
+
+def test_what_is_free_heeds_a_container(tmp_path, monkeypatch):
+    for name, text in {
+        "max": 5000,
+        "now": 3000,
+        "memory.stat": "anon 1\ninactive_file 500",
+    }.items():
+        (tmp_path / name).write_text(str(text))
+    monkeypatch.setattr(memory, "_CGROUPS", [(tmp_path / "max", tmp_path / "now", "inactive_file")])
+    assert memory.free() == 2500
+    (tmp_path / "max").write_text("max")
+    assert memory.free() > 10**6
+    assert memory.words(3.21e9) == "3.2 GB" and memory.words(2.5e6) == "2.5 MB"
