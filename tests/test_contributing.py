@@ -16,7 +16,7 @@ GUIDE = (ROOT / "CONTRIBUTING.md").read_text()
 EDIT = re.compile(
     r"^(?:A new file `(?P<new>[^`]+)`"
     r"|In `(?P<file>[^`]+)`, (?P<where>above|below) `(?P<line>[^`]+)`):\n\n"
-    r"```python\n(?P<code>.*?)```",
+    r"```(?:python|text)\n(?P<code>.*?)```",
     re.M | re.S,
 )
 
