@@ -5,11 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from dip_recon import images, models
 from dip_recon.flags import parse, read
-from dip_recon.models import registry
 from dip_recon.options import DenoisingOptions, InpaintingOptions, SuperResolutionOptions
 from dip_recon.sweeps.command import parser
 from dip_recon.sweeps.grid import cells, load
@@ -26,16 +24,6 @@ def test_python_example(tmp_path, monkeypatch, picture):
     names = {}
     exec(code.replace("iterations=3000", "iterations=2"), names)
     assert names["restored"].shape == (1, 3, 32, 32)
-
-
-def test_network_recipe(monkeypatch):
-    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
-    code = next(block for block in PYTHON if "@register" in block)
-    exec(code.replace("from .registry", "from dip_recon.models.registry"), {})
-    network = models.build(
-        "Tiny", in_channels=32, out_channels=1, in_size=(9, 7), out_size=(9, 7), dim=4
-    )
-    assert network(torch.zeros(1, 32, 9, 7)).shape == (1, 1, 9, 7)
 
 
 @pytest.mark.parametrize(
