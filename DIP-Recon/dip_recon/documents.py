@@ -16,7 +16,7 @@ from .files import content
 MOST = 2**18  # bytes of a YAML file
 LARGEST = 2**36  # of a file of arrays
 NODES = 20_000  # values in one, each alias counted as what it stands for
-LONGEST = 2_000  # characters of one value
+LONGEST = 5_000  # characters of one value: a path has 4,096 at most
 
 
 def read_yaml(path: Path):
