@@ -505,6 +505,7 @@ def test_tiles_from_elsewhere(tmp_path):
     layout = Layout((24, 24), 24, 0)
     tiles = Tiles(InMemory(y), layout, tmp_path, DenoisingOptions())
     whole = {"iterations": 1, "stop_iteration": 0, "stopped_by_rule": True, "seconds": 1.0}
+    whole |= {"retries": 0, "gave_up": False}
     path = tiles.path(layout[0])
     np.savez(path, picture=y, **whole)
     assert tiles.load(layout[0]).picture.shape == y.shape

@@ -185,7 +185,8 @@ def test_results_hold_what_another_process_finished_meanwhile(tmp_path, monkeypa
 
     def finish(name):
         (tmp_path / name).mkdir()
-        Run(tmp_path / name).write_result({"image": name, "psnr_stopped": 30.0})
+        result = {"image": name, "model_type": "DD", "task": "denoising", "psnr_stopped": 30.0}
+        Run(tmp_path / name).write_result(result)
 
     write, late = runs._write_results, ["b"]
 

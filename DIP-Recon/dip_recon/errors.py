@@ -87,9 +87,11 @@ def exit_status(
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether this says that memory did not suffice: Python's way, or torch's on CPU and card."""
+    """Whether this says that memory did not suffice: Python's way, torch's, or oneDNN's."""
+    said = str(error)
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and "memory" in str(error)
+        isinstance(error, RuntimeError)
+        and ("memory" in said or "could not create a primitive" in said)
     )
 
 

@@ -165,10 +165,11 @@ class Run:
         """Make the folder and save the configuration; with ``overwrite`` empty it first."""
         for name in FOLDERS:
             self.file(name)
-        make_folder(self.folder / "snapshots")
+        make_folder(self.folder)
         self._clean()
         if overwrite:
             self.clear()
+        make_folder(self.folder / "snapshots")
         stale = ("result.json", "restored.npy", "comparison.png", "curves.png", "peers.json")
         self._remove([self.folder / name for name in stale])
         self._config = config
@@ -204,6 +205,9 @@ class Run:
         tiles = self.folder.glob("tiles/[0-9]*.npz")
         files = (self.folder / name for name in FILES)
         self._remove([*files, *snapshots, *boards, *tiles])
+        for name in FOLDERS:
+            with suppress(OSError):  # there is none, or it holds something else
+                (self.folder / name).rmdir()
 
     def remove(self) -> None:
         """Delete all that is in the folder, but for the lock of whoever is at work here."""
