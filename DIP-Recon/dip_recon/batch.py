@@ -198,30 +198,36 @@ def _restored(job: Job, wishes: Wishes, say: Callable) -> own.Denoised:
 
     def fit_one(small: Job, options: Options, where: str) -> np.ndarray:
         keep = wishes.keep / where if wishes.keep else None
-        tile, side = options.tile, max(small.problem.size)
-        begun = keep is not None and Run(keep).begun
-        if begun:  # as it was begun, whatever memory there was then
-            tile = Run(keep).config().get("tile") or tile
-        fits = tile or begun or not too_large(small, resolve(options)[0])
-        while True:
-            given = {"tile": tile, "overlap": min(options.overlap, tile // 4)} if tile else {}
-            smaller = min(auto.TILE, (tile or side) // 2)
-            try:
-                if fits or smaller < SMALLEST_TILE:
-                    summary, restored = own.restore(small, options, given, keep, wishes.cluster)
-                    break
-            except (MemoryError, RuntimeError) as error:
-                if not out_of_memory(error) or smaller < SMALLEST_TILE:
-                    raise
-                if keep:
-                    Run(keep).clear()
-            tile, fits = smaller, True
-            say(f"{job.name}: not enough memory: goes on by tiles of {tile} pixels")
+        summary, restored = _within_memory(small, options, keep, wishes.cluster, say)
         if summary.get("gave_up"):
             _give_up(small.name, wishes, say)
         return restored
 
     return own.denoise(job, wishes.given, fit_one, wishes.runs, wishes.draft, tell)
+
+
+def _within_memory(
+    job: Job, o: Options, keep: Path | None, cluster: Cluster, say: Callable
+) -> tuple[dict, np.ndarray]:
+    """``own.restore``; by tiles, ever smaller ones, where memory does not suffice otherwise."""
+    tile, side = o.tile, max(job.problem.size)
+    begun = keep is not None and Run(keep).begun
+    if begun:  # as it was begun, whatever memory there was then
+        tile = Run(keep).config().get("tile") or tile
+    small = tile or begun or side < 2 * SMALLEST_TILE
+    foreseen = not small and too_large(job, resolve(o)[0])
+    while True:
+        given = {"tile": tile, "overlap": min(o.overlap, tile // 4)} if tile else {}
+        try:
+            if not foreseen:
+                return own.restore(job, o, given, keep, cluster)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error) or (tile or side) < 2 * SMALLEST_TILE:
+                raise
+            if keep:
+                Run(keep).clear()
+        tile, foreseen = min(auto.TILE, (tile or side) // 2), False
+        say(f"{job.name}: not enough memory: goes on by tiles of {tile} pixels")
 
 
 def _give_up(name: str, wishes: Wishes, say: Callable) -> None:
