@@ -298,3 +298,26 @@ def test_json_can_hold_what_is_told():
     guard = Guard()
     guard.troubles = [{"what": "x", "noticed": 1, "back_to": 0, "lr": 0.1, "precision": "fp32"}]
     assert json.dumps(guard.troubles) and "back to iteration 0" in guard.told()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"_bad": 5}, {"_first": torch.zeros(3)}, {"troubles": [{"lr": "x", "precision": "fp32"}]}],
+)
+def test_a_guard_that_is_none_is_refused(fresh, wrong):
+    old = fresh(guard=Guard(**QUICK))
+    fit(old, 6)
+    saved = old.state_dict()
+    saved["guard"] |= wrong
+    with pytest.raises((TypeError, ValueError, AttributeError)):
+        fresh(guard=Guard(**QUICK)).load_state_dict(saved)
+
+
+def test_names_from_a_checkpoint_set_nothing_else(fresh):
+    old = fresh(guard=Guard(**QUICK))
+    fit(old, 6)
+    saved = old.state_dict()
+    saved["guard"]["look"] = 3
+    again = fresh(guard=Guard(**QUICK))
+    again.load_state_dict(saved)
+    assert callable(again.guard.look)

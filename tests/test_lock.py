@@ -14,6 +14,7 @@ from conftest import refused
 
 from dip_recon import files, images
 from dip_recon.cli import main as command
+from dip_recon.errors import UserError
 from dip_recon.experiment import main
 from dip_recon.files import LOCK, alone, atomic, check_alone, clean
 from dip_recon.options import DenoisingOptions
@@ -227,3 +228,26 @@ def test_a_run_killed_after_its_result_is_finished_off(folder, tmp_path, sweep):
     assert go() == 0
     assert {p.name for p in result.parent.iterdir()} == expected
     assert result.read_bytes() == before
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
+    elsewhere = tmp_path / "precious.txt"
+    elsewhere.write_text("kept")
+    run = Run(tmp_path / "run")
+    run.folder.mkdir()
+    (run.folder / ".lock").symlink_to(elsewhere)
+    with pytest.raises(UserError, match="run"), run.alone():
+        pass
+    assert elsewhere.read_text() == "kept"
+
+
+def test_what_is_tidied_lies_in_the_folder(tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "0001.npz").write_text("kept")
+    run = Run(tmp_path / "run")
+    run.folder.mkdir()
+    (run.folder / "tiles").symlink_to(other)
+    with pytest.raises(UserError, match="link"):
+        run.tidy()
+    assert (other / "0001.npz").exists()

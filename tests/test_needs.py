@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dip_recon import auto, batch, cli, experiment, images, memory, needs, own
+from dip_recon import auto, batch, cli, experiment, images, memory, models, needs, own
 from dip_recon.errors import exit_status
 from dip_recon.experiment import main
 from dip_recon.options import DenoisingOptions
@@ -209,3 +209,9 @@ def test_what_is_free_heeds_a_container(tmp_path, monkeypatch):
     (tmp_path / "max").write_text("max")
     assert memory.free() > 10**6
     assert memory.words(3.21e9) == "3.2 GB" and memory.words(2.5e6) == "2.5 MB"
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_every_network_can_be_reckoned(name):
+    job, o = big(128, model_type=name, progressive=name == "ConvDecoder_LPF")
+    assert 10**6 < needs.needed(job, o) < needs._most(job, o)

@@ -222,7 +222,8 @@ def _within_memory(
             if not foreseen:
                 return own.restore(job, o, given, keep, cluster)
         except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error) or (tile or side) < 2 * SMALLEST_TILE:
+            # what a kept run had done by then is worth more than a try with smaller tiles
+            if begun or not out_of_memory(error) or (tile or side) < 2 * SMALLEST_TILE:
                 raise
             if keep:
                 Run(keep).clear()

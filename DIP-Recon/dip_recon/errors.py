@@ -80,7 +80,7 @@ def exit_status(
         print(
             "error: not enough memory: --tile 128 where it denoises, a smaller --dim (--width), "
             "--precision bf16, or a smaller picture"
-            + (f"; what is done is kept, go on by: {resume}" if resume else ""),
+            + (f"; what is done is kept, go on by: {resume}" if resume and always else ""),
             file=sys.stderr,
         )
         return 1
@@ -88,10 +88,9 @@ def exit_status(
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether this says that memory did not suffice: Python's way, torch's, or oneDNN's."""
-    said = str(error)
+    words = ("out of memory", "allocate memory", "enough memory", "could not create a primitive")
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError)
-        and ("memory" in said or "could not create a primitive" in said)
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     )
 
 

@@ -116,17 +116,18 @@ def plan(
         job = JOBS[o.task](item, o)
         chosen = o if elsewhere else _tiled(job, o, Run(folder), switches)
         this = Plan(item, Run(folder), chosen, known | labels)
+        kept = switches.resume and this.run.finished
         if getattr(chosen, "tile", 0):
             if o.noise_method in ("image", "noisy_image"):
                 raise UserError(f"--tile: not with --noise_method {o.noise_method}")
-            _tiles(job, chosen, this.run).check(here=not elsewhere and not switches.scheduler)
+            _tiles(job, chosen, this.run).check(here=not (elsewhere or kept or switches.scheduler))
         else:
             settings = network_settings(job, o)
             if o.noise_method in ("image", "noisy_image"):
                 network_input(job, o, settings)
             models.check_size(o.model_type, **settings)
             check_rules(job, o, settings)
-            if not elsewhere:
+            if not (elsewhere or kept):
                 check_memory(job, o)
         config = configuration(chosen, job, *(elsewhere or _where(chosen, switches)))
         this.run.check(

@@ -28,6 +28,7 @@ except ImportError:  # Windows
 
 _UMASK = os.umask(0)  # there is no way to read it but to set it
 os.umask(_UMASK)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # a lock is a file, and leads nowhere
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LOCK = ".lock"  # the file in a folder that whoever writes there holds
 _PART = re.compile(r"\.part-[a-z0-9_]{8}(\.[^.]+)?")
@@ -160,7 +161,7 @@ def alone(folder: str | Path, patience: float = 1.0) -> Iterator[None]:
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666 & ~_UMASK)
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666 & ~_UMASK)
         except FileNotFoundError:  # removed just now by who was here before
             if time.monotonic() > until:
                 raise
@@ -192,7 +193,7 @@ def alone(folder: str | Path, patience: float = 1.0) -> Iterator[None]:
 def check_alone(folder: str | Path) -> None:
     """Raise UserError if another process writes in ``folder`` now; writes nothing."""
     with suppress(OSError):
-        handle = os.open(Path(folder) / LOCK, os.O_RDWR)
+        handle = os.open(Path(folder) / LOCK, os.O_RDWR | _NO_LINK)
         try:
             if _lock(handle) is False:
                 raise _busy(folder, _owner(handle))
@@ -215,7 +216,7 @@ def _owner(handle: int) -> str:
 def _is_at(handle: int, path: Path) -> bool:
     """Whether the open file is still the one of this name."""
     try:
-        return os.path.samestat(os.fstat(handle), path.stat())
+        return os.path.samestat(os.fstat(handle), path.lstat())
     except OSError:
         return False
 

@@ -237,7 +237,7 @@ class State:
             return picture
         return nn.functional.interpolate(picture, size=size, mode="bilinear", align_corners=True)
 
-    PLAIN: ClassVar = ("iteration", "seconds", "stopped", "out", "smoothed", "loss")
+    PLAIN: ClassVar = ("iteration", "seconds", "stopped", "out", "smoothed", "measured", "loss")
 
     def _parts(self) -> dict:
         parts = {"network": self.network, "optimizer": self.optimizer, "stopping": self.stopping}
@@ -259,7 +259,7 @@ class State:
         """Go on where ``saved``, with its tensors on the CPU, was; they move where ours are."""
         device = self.z.device
         for key in self.PLAIN:
-            setattr(self, key, _moved(saved[key], device))
+            setattr(self, key, _moved(saved.get(key), device))
         self.schedule.restore(self)
         self.generator.set_state(saved["generator"])
         for key, part in self._parts().items():

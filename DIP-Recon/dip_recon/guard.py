@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .fit import State, check_finite
 
+KEPT = ("troubles", "gave_up", "_least", "_size", "_first", "_bad")  # in a checkpoint
 CAREFUL = 0.25  # factor on the learning rate, each time
 TOLD = {
     "astray": "the fit is further off than where it began",
@@ -62,6 +63,7 @@ class Guard:
         Raises FloatingPointError, saying what is wrong, when the fit is lost.
         """
         if state.iteration == 1:
+            check_finite(state)
             self._first = _error(state)
         if state.iteration % self.every:
             return
@@ -125,17 +127,35 @@ class Guard:
     def state_dict(self, iteration: int) -> dict:
         """For a checkpoint of the state at ``iteration``; the same again is not kept twice."""
         good = None if self._good and self._good["iteration"] == iteration else self._good
-        names = ("troubles", "gave_up", "_least", "_size", "_first", "_bad")
-        return {"good": good, **{name: getattr(self, name) for name in names}}
+        return {"good": good, **{name: getattr(self, name) for name in KEPT}}
 
     def load_state_dict(self, saved: dict, state: State) -> None:
         """Go on as before, in ``state``, which has been put back already."""
-        for name, value in saved.items():
-            setattr(self, "_good" if name == "good" else name, value)
+        if not _is_whole(saved):
+            raise ValueError("a guard that knows nothing of the kind")
+        for name in KEPT:
+            setattr(self, name, saved[name])
+        self._good = saved["good"]
         self._first = None if self._first is None else self._first.to(state.z.device)
         self.begin(state)
         if self.troubles:
             state.lr, state.precision = self.troubles[-1]["lr"], self.troubles[-1]["precision"]
+
+
+def _is_whole(saved: dict) -> bool:
+    """Whether this is what ``state_dict`` gave: not from anywhere, or damaged."""
+    first, bad, good = saved["_first"], saved["_bad"], saved["good"]
+    troubles = [(t["lr"], t["precision"]) for t in saved["troubles"]]
+    return (
+        isinstance(saved["gave_up"], bool)
+        and isinstance(saved["_least"], float)
+        and isinstance(saved["_size"], list)
+        and (first is None or (isinstance(first, Tensor) and first.ndim == 0))
+        and bad.keys() == TOLD.keys()
+        and all(isinstance(n, int) for n in bad.values())
+        and all(isinstance(lr, float) and p in ("fp32", "bf16") for lr, p in troubles)
+        and (good is None or isinstance(good, dict))
+    )
 
 
 def _error(state: State) -> Tensor:

@@ -163,8 +163,6 @@ class Run:
 
     def begin(self, config: dict, overwrite: bool) -> None:
         """Make the folder and save the configuration; with ``overwrite`` empty it first."""
-        for name in FOLDERS:
-            self.file(name)
         make_folder(self.folder)
         self._clean()
         if overwrite:
@@ -180,6 +178,8 @@ class Run:
             path.write_text(yaml.safe_dump(self._config, sort_keys=False), encoding="utf-8")
 
     def _clean(self) -> None:
+        for name in FOLDERS:
+            self.file(name)
         for place in (self.folder, self.folder / "snapshots", self.folder / "tiles"):
             clean(place)
 

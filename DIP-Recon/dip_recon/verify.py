@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
-from . import data
+from . import data, models, needs
 from .callbacks import Evaluation
 from .errors import UserError
 from .experiment import configuration
@@ -22,7 +22,7 @@ from .options import (
     Options,
     SuperResolutionOptions,
 )
-from .prepare import prepare
+from .prepare import network_settings, prepare
 from .runs import HISTORY, Run, short
 from .tasks import JOBS, Job
 
@@ -57,6 +57,14 @@ def verify(folder: Path, iterations: int, say: Callable[[str], None]) -> bool:
     for what, then, here in _differences(config, now):
         say(f"note: {what} {then} then, {here} now")
     count = min(iterations, int(stored[-1]["iteration"]) + 1)
+    # what was put back shows once the fit has been through the same trouble
+    troubles = run.result().get("troubles") or []
+    noticed = max((int(one.get("noticed") or 0) for one in troubles), default=0)
+    if count <= noticed:
+        count = min(noticed + 1, int(stored[-1]["iteration"]) + 1)
+        say(f"note: it was put back at iteration {noticed}: the first {count} are compared")
+    models.check_size(o.model_type, **network_settings(job, o))
+    needs.check(job, o)
     evaluation = Evaluation(o.eval_every, o.iters_print_acc)
     state = prepare(job, o, device, precision)
     fit(state, count, [evaluation])
@@ -98,7 +106,8 @@ def _found(folder: Path, config: dict, o: Options, device: str, precision: str) 
     if not items:
         raise UserError(
             f"{folder}: its picture {name} is not in {o.folder_path} any more; put it back, or run "
-            "this where relative paths are the same"
+            "this where relative paths are the same (where a run of `dip-recon denoise --keep` had "
+            "its picture from is not known)"
         )
     for item in items:
         job = JOBS[o.task](item, o)
