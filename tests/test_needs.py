@@ -215,3 +215,59 @@ def test_what_is_free_heeds_a_container(tmp_path, monkeypatch):
 def test_every_network_can_be_reckoned(name):
     job, o = big(128, model_type=name, progressive=name == "ConvDecoder_LPF")
     assert 10**6 < needs.needed(job, o) < needs._most(job, o)
+
+
+@pytest.mark.parametrize(
+    ("said", "status"), [("DefaultCPUAllocator: can't allocate memory", 2), ("CUDA error", None)]
+)
+def test_of_many_pictures_the_one_that_memory_has_no_room_for_is_left_out(
+    tmp_path, picture, capsys, monkeypatch, said, status
+):
+    noise = 0.1 * np.random.default_rng(0).standard_normal((1, 24, 24))
+    noisy = (picture(1, (24, 24)) + noise).clip(0, 1)
+    (tmp_path / "in").mkdir()
+    for name in "ab":
+        images.save_png(tmp_path / f"in/{name}.png", noisy)
+    restore = own.restore
+
+    def short(job, *more):
+        if job.name == "a":
+            raise RuntimeError(said)
+        return restore(job, *more)
+
+    monkeypatch.setattr(own, "restore", short)
+    words = [
+        "denoise",
+        str(tmp_path / "in"),
+        "--iterations",
+        "2",
+        "--width",
+        "4",
+        "--device",
+        "cpu",
+    ]
+    if status is None:
+        with pytest.raises(RuntimeError):
+            cli.main(words)
+        return
+    assert cli.main(words) == status
+    assert "left out: " in capsys.readouterr().out
+    assert (tmp_path / "in_denoised/b.png").exists()
+
+
+def test_a_kept_run_is_not_given_up_for_want_of_memory(tmp_path, picture, monkeypatch):
+    noise = 0.1 * np.random.default_rng(0).standard_normal((1, 80, 80))
+    noisy = (picture(1, (80, 80)) + noise).clip(0, 1)
+    images.save_png(tmp_path / "a.png", noisy)
+    keep = tmp_path / "keep"
+    (keep / "snapshots").mkdir(parents=True)
+    (keep / "config.yaml").write_text("tile: 0")
+    (keep / "checkpoint.pt").write_text("hours")
+
+    def short(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(own, "restore", short)
+    words = ["denoise", str(tmp_path / "a.png"), "--keep", str(keep), "--device", "cpu"]
+    assert cli.main(words) == 1
+    assert (keep / "checkpoint.pt").read_text() == "hours"

@@ -135,8 +135,9 @@ def denoise(words: list[str], output: Path | None, wishes: Wishes, say: Callable
             if into_folder or keep:  # results that are there, or a run folder
                 raise Kept from interrupt
             raise
-        except (UserError, FloatingPointError, MemoryError) as error:
-            if len(pictures) == 1:
+        except (UserError, FloatingPointError, MemoryError, RuntimeError) as error:
+            ours = isinstance(error, RuntimeError) and not out_of_memory(error)
+            if ours or len(pictures) == 1:
                 raise
             failed += 1
             named = "" if isinstance(error, UserError) else f"{picture}: "

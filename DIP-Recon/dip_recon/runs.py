@@ -438,7 +438,7 @@ def _check_tensors(saved, size: int) -> None:
             if count > value.untyped_storage().nbytes():
                 raise ValueError("a tensor that repeats itself")
             total += count
-        if values > 10**6 or total > 8 * size:  # some tensors are saved once under several names
+        if values > 10**7 or total > 8 * size:  # some tensors are saved once under several names
             raise ValueError("it claims to hold more than it does")
 
 
