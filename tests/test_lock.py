@@ -251,3 +251,15 @@ def test_what_is_tidied_lies_in_the_folder(tmp_path):
     with pytest.raises(UserError, match="link"):
         run.tidy()
     assert (other / "0001.npz").exists()
+
+
+def test_who_is_alone_cleans_what_is_of_this_very_second(tmp_path):
+    run = Run(tmp_path / "run")
+    run.folder.mkdir()
+    left = run.folder / ".part-abcdefgh.png"
+    left.write_text("half")
+    run.begin({"a": 1}, overwrite=False)
+    assert left.exists(), "its owner may be about to hold it"
+    with run.alone():
+        run.begin({"a": 1}, overwrite=False)
+    assert not left.exists()

@@ -23,8 +23,9 @@ SMALL += ["--device", "cpu", "--precision", "fp32"]
 
 @pytest.fixture(autouse=True)
 def listeners():
-    """The program's handlers of signals stay in here."""
+    """The program's handlers of signals stay in here; what runs in the background has none."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

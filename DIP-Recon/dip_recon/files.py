@@ -102,16 +102,16 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             os.close(held)
 
 
-def clean(folder: str | Path) -> None:
+def clean(folder: str | Path, grace: float = 1.0) -> None:
     """Remove from ``folder`` what ``atomic`` and ``atomic_folder`` left when they were killed.
 
     A temporary file that a living process holds, or of which that cannot be told, stays; so does
-    one of this very second, which its owner may be about to hold.
+    one of the last ``grace`` seconds, which its owner may be about to hold.
     """
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in [e for e in entries if _PART.fullmatch(e.name)]:
             with suppress(OSError):
-                if entry.stat().st_mtime > time.time() - 1:
+                if entry.stat().st_mtime > time.time() - grace:
                     continue
                 handle = os.open(entry.path, os.O_RDONLY)
                 try:

@@ -181,7 +181,7 @@ class Run:
         for name in FOLDERS:
             self.file(name)
         for place in (self.folder, self.folder / "snapshots", self.folder / "tiles"):
-            clean(place)
+            clean(place, grace=0 if self._mine else 1)
 
     @property
     def cut_off(self) -> bool:
