@@ -233,7 +233,7 @@ def _within_memory(
 
 
 def _give_up(name: str, wishes: Wishes, say: Callable) -> None:
-    say(f"{name}: {GAVE_UP}".replace("--lr", "--width"))
+    say(f"{name}: {GAVE_UP} a smaller --width")
     wishes.given_up.append(name)
 
 

@@ -213,9 +213,10 @@ class Checkpoints:
         try:
             state.load_state_dict(saved["state"])
             check_restored(state)
-        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-            raise self.run.bad_checkpoint() from error
-        except RuntimeError as error:  # torch's, of tensors that do not fit
+        except (
+            LookupError, TypeError, ValueError, AttributeError, ArithmeticError,
+            RuntimeError,  # torch's, of tensors that do not fit
+        ) as error:  # fmt: skip
             raise self.run.bad_checkpoint() from error
         self.evaluation.rows = saved["rows"]
         return True

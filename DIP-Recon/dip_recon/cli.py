@@ -274,7 +274,7 @@ def _restore(args, job, options) -> int:
     if options.stopping != "fixed" and not summary["stopped_by_rule"]:
         print("it had not settled by then: more --iterations may be better")
     if summary.get("gave_up"):
-        print(GAVE_UP.replace("a smaller --lr", "another --seed"))
+        print(f"{GAVE_UP} another --seed")
     return int(bool(summary.get("gave_up")))
 
 

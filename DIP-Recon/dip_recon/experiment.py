@@ -165,7 +165,10 @@ def run_one(
     work = _run_tiled if getattr(o, "tile", 0) else _run_whole
     with run.alone():
         run.begin(configuration(o, job, o.device, o.precision, labels), switches.overwrite)
-        return work(job, run, o, switches, say, cancelled, bar, draw, exact)
+        done = work(job, run, o, switches, say, cancelled, bar, exact)
+        if draw:
+            figures.draw_run(run)
+    return done
 
 
 def _run_whole(
@@ -176,7 +179,6 @@ def _run_whole(
     say: Callable,
     cancelled: Callable[[], bool] | None,
     bar: bool,
-    draw: bool,
     exact: bool,
 ) -> tuple[dict, np.ndarray]:
     """``run_one`` in one piece."""
@@ -216,8 +218,6 @@ def _run_whole(
         summary = summarise(job, o, state, result, baseline, evaluation)
         _write_inputs(job, run, again=False)
         run.write_result(summary, restored if exact else None)
-    if draw:
-        figures.draw_run(run)
     return summary, restored
 
 
@@ -248,7 +248,6 @@ def _run_tiled(
     say: Callable,
     cancelled: Callable[[], bool] | None,
     bar: bool,
-    draw: bool,
     exact: bool,
 ) -> tuple[dict, np.ndarray]:
     """``run_one`` tile by tile: ``tiles.csv`` in the place of one history."""
@@ -289,8 +288,6 @@ def _run_tiled(
     _write_inputs(job, run, again=False)
     run.write_result(summary, restored if exact else None)
     tiles.remove()
-    if draw:
-        figures.draw_run(run)
     return summary, restored
 
 
@@ -327,7 +324,7 @@ def troubles(state: State) -> dict:
     return found | ({"gave_up": True} if state.guard.gave_up else {})
 
 
-GAVE_UP = "the fit was lost again and again; what it had before is kept. Try a smaller --lr"
+GAVE_UP = "the fit was lost again and again; what it had before is kept. Try"
 
 
 def summarise(
@@ -492,7 +489,7 @@ def closing(s: dict) -> str:
         line += f"  Noisy_Baseline: {s['psnr_noisy']}"
     if "psnr_oracle" in s:
         line += f"  (oracle {s['psnr_oracle']} at {s['oracle_iteration']})"
-    return f"{line}   {GAVE_UP}" if s.get("gave_up") else line
+    return f"{line}   {GAVE_UP} a smaller --lr" if s.get("gave_up") else line
 
 
 def main(cls: type[Options], argv: list[str] | None = None) -> int:

@@ -152,7 +152,7 @@ def _carry_out(
             say(f"interrupted; what is done: {_write_table(folder)}")
         raise
     if given_up:
-        say(f"{given_up} gave up: {GAVE_UP}")
+        say(f"{given_up} gave up: {GAVE_UP} a smaller --lr")
     return failed, given_up
 
 
