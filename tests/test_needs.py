@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,14 +17,15 @@ from dip_recon.experiment import main
 from dip_recon.options import DenoisingOptions
 from dip_recon.prepare import resolve
 from dip_recon.problem import Problem
+from dip_recon.runs import Run
 from dip_recon.tasks import Job
 
 MEASURE = """
-import ctypes, gc, json, sys
+import ctypes, gc, json, statistics, sys
 import torch
 torch.set_num_threads(1)
 from dip_recon import needs
-from dip_recon.fit import step
+from dip_recon.fit import fit
 from dip_recon.options import DenoisingOptions
 from dip_recon.prepare import prepare, resolve
 from dip_recon.problem import Problem
@@ -39,29 +41,32 @@ def job(side):
 
 def steps(side, o):
     state = prepare(job(side), o, torch.device("cpu"), "fp32")
-    for _ in range(2):
-        step(state)
+    state.guard.every = 1  # so that its copy is there, and replaced
+    fit(state, 2)
 
 name, dim, sides = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
 o, _ = resolve(DenoisingOptions(model_type=name, dim=dim, device="cpu", precision="fp32"))
 steps(64, o)  # what is made once
 found = []
 for side in sides:
-    told = needs.needed(job(side), o)
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-    before = resident("VmRSS")
-    steps(side, o)
-    found.append((side, told, resident("VmHWM") - before))
+    told, peaks = needs.needed(job(side), o), []
+    for _ in range(3):  # what an allocator keeps varies by a fifth
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+        before = resident("VmRSS")
+        steps(side, o)
+        peaks.append(resident("VmHWM") - before)
+    found.append((side, told, statistics.median(peaks)))
 print(json.dumps(found))
 """
 NETWORKS = [
-    ("DIP_2_scaled", [32], [128, 192, 256]),
-    ("DD", [64], [96, 128, 192]),
-    ("ConvDecoder", [32], [96, 128, 192]),
-    ("PG_DIP", [32], [128, 192, 256]),
+    ("DIP_2_scaled", [32], [128, 192]),
+    ("DD", [64], [96, 128]),
+    ("ConvDecoder", [32], [96, 160]),
+    ("PG_DIP", [32], [128, 192]),
+    ("DIP_2_scaled", [512], [32]),
 ]
 
 
@@ -143,6 +148,29 @@ def test_out_of_memory_in_the_middle_tiles_take_over(
     assert tried == [0, 32]
     assert "not enough memory: goes on by tiles of 32 pixels" in capsys.readouterr().out
     assert images.read(tmp_path / "a_denoised.png").size == (64, 64)
+
+
+@pytest.mark.parametrize(("large", "tile"), [(False, 40), (True, 64)])
+def test_tiles_that_do_not_fit_are_halved(tmp_path, picture, capsys, monkeypatch, large, tile):
+    rng = np.random.default_rng(0)
+    noisy = (picture(1, (160, 160)) + 0.1 * rng.standard_normal((1, 160, 160))).clip(0, 1)
+    images.save_png(tmp_path / "a.png", noisy)
+    words = ["denoise", str(tmp_path / "a.png"), "--iterations", "1", "--width", "8"]
+    words += ["--device", "cpu", "--keep", str(tmp_path / "keep")]
+    if large:
+        monkeypatch.setattr(batch, "LONG", 0)
+    job = own.job_of_array(np.zeros((1, 84, 84), np.float32))
+    o, _ = resolve(replace(auto.denoising(noisy, {"dim": [8], "device": "cpu"}).options, tile=0))
+    monkeypatch.setattr(memory, "free", lambda device=None: needs.needed(job, o) / 0.75)
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out
+    assert "not enough memory" in said and f"by tiles of {tile} pixels" in said
+    assert Run(tmp_path / "keep").config()["tile"] == tile
+    # with other memory it goes on as it was begun
+    monkeypatch.setattr(memory, "free", lambda device=None: 10**12)
+    (tmp_path / "a_denoised.png").unlink()
+    assert cli.main(words) == 0
+    assert "not enough memory" not in capsys.readouterr().out
 
 
 def test_another_error_is_no_want_of_memory(picture, monkeypatch):

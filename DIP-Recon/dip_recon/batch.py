@@ -23,6 +23,7 @@ from .prepare import resolve
 from .runs import Run
 from .tasks import Job
 from .tiling.files import denoise_file, is_large
+from .tiling.layout import Layout
 
 DEVIATION = images.Kind("grey", 32, floating=True)  # how a stack of uncertainty is stored
 SMALLEST_TILE = 32  # pixels a side, where memory does not suffice for the whole
@@ -211,25 +212,43 @@ def _within_memory(
     job: Job, o: Options, keep: Path | None, cluster: Cluster, say: Callable
 ) -> tuple[dict, np.ndarray]:
     """``own.restore``; by tiles, ever smaller ones, where memory does not suffice otherwise."""
-    tile, side = o.tile, max(job.problem.size)
     begun = keep is not None and Run(keep).begun
     if begun:  # as it was begun, whatever memory there was then
-        tile = Run(keep).config().get("tile") or tile
-    small = tile or begun or side < 2 * SMALLEST_TILE
-    foreseen = not small and too_large(job, resolve(o)[0])
+        tile = Run(keep).config().get("tile") or o.tile
+    else:
+        tile = _fitting(job.seen, o, o.tile, cluster)
     while True:
-        given = {"tile": tile, "overlap": min(o.overlap, tile // 4)} if tile else {}
+        if tile != o.tile and not begun:
+            say(f"{job.name}: not enough memory: goes on by tiles of {tile} pixels")
+        given = {"tile": tile, "overlap": _overlap(o, tile)} if tile else {}
         try:
-            if not foreseen:
-                return own.restore(job, o, given, keep, cluster)
+            return own.restore(job, o, given, keep, cluster)
         except (MemoryError, RuntimeError) as error:
+            side = tile or max(job.problem.size)
             # what a kept run had done by then is worth more than a try with smaller tiles
-            if begun or not out_of_memory(error) or (tile or side) < 2 * SMALLEST_TILE:
+            if begun or not out_of_memory(error) or side < 2 * SMALLEST_TILE:
                 raise
             if keep:
                 Run(keep).clear()
-        tile, foreseen = min(auto.TILE, (tile or side) // 2), False
-        say(f"{job.name}: not enough memory: goes on by tiles of {tile} pixels")
+        tile = min(auto.TILE, side // 2)
+
+
+def _fitting(y: np.ndarray, o: Options, tile: int, cluster: Cluster) -> int:
+    """``tile``, or 0 for all of ``y`` [C, H, W], as long as memory has room for fitting it; else
+    the largest that it has room for."""
+    whole, _ = resolve(replace(o, tile=0))
+    while not cluster.scheduler:
+        size = Layout(y.shape[1:], tile, _overlap(o, tile))[0].size if tile else y.shape[1:]
+        part = own.job_of_array(np.empty((len(y), *size), np.float32))
+        side = tile or max(size)
+        if side < 2 * SMALLEST_TILE or not too_large(part, whole):
+            break
+        tile = min(auto.TILE, side // 2)
+    return tile
+
+
+def _overlap(o: Options, tile: int) -> int:
+    return min(o.overlap, tile // 4)
 
 
 def _give_up(name: str, wishes: Wishes, say: Callable) -> None:
@@ -263,14 +282,24 @@ def _by_tiles(picture: Path, place: Path, wishes: Wishes, say: Callable) -> None
         )
     given = {"tile": wishes.tile or auto.TILE, **wishes.given}
     given["overlap"] = 16 if wishes.overlap is None else wishes.overlap
+    keep = wishes.keep or place.with_name(f".{place.name}.tiles")
+    kept = wishes.keep is not None
 
     def choose(sample: np.ndarray) -> tuple[DenoisingOptions | None, float]:
         choice = auto.denoising(sample, given)
         _explain(picture.name, choice, wishes, say)
-        return None if choice.clean else choice.options, choice.deviation
+        if choice.clean:
+            return None, choice.deviation
+        o = choice.options
+        if wishes.tile is None:
+            begun = Run(keep).begun and Run(keep).config().get("tile")
+            tile = begun or _fitting(sample, o, o.tile, wishes.cluster)
+            if tile != o.tile:
+                if not begun:
+                    say(f"{picture.name}: not enough memory: by tiles of {tile} pixels")
+                o = replace(o, tile=tile, overlap=_overlap(o, tile))
+        return o, choice.deviation
 
-    keep = wishes.keep or place.with_name(f".{place.name}.tiles")
-    kept = wishes.keep is not None
     said, counts = denoise_file(
         picture, place, choose, wishes.cluster, keep, kept, wishes.overwrite
     )

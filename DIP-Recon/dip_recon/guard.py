@@ -77,6 +77,7 @@ class Guard:
             self._note(state)
 
     def _note(self, state: State) -> None:
+        self._good = None  # first, so that there are never two copies
         self._good = _copied(state.state_dict(guarded=False))
 
     def _check(self, state: State) -> None:

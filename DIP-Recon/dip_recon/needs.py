@@ -19,7 +19,10 @@ from .tasks import Job
 
 # What allocators keep, and convolutions lay out anew, beyond the tensors there are at once: as
 # measured on a CPU, see tests/test_needs.py; on a card it was not measured.
-WASTE = {"cpu": 1.6, "cuda": 1.3}
+WASTE = {"cpu": 1.7, "cuda": 1.3}
+# Of the weights: they, their gradients, two moments, the guard's copy of three of these, and what
+# convolutions lay out anew.
+COPIES = 8
 SPARE = 0.8  # share of the free memory that a fit may take
 
 
@@ -27,8 +30,8 @@ def needed(job: Job, o: Options) -> int:
     """Bytes that fitting the whole picture takes at most, beyond what the process has before.
 
     One step, forward and backward, is played through with tensors that have a shape and no content,
-    and the bytes of those alive at once are counted; to this come the optimiser's two moments and
-    the pictures that averages and rules keep.
+    and the bytes of those alive at once are counted; to this come the optimiser's two moments, the
+    pictures that averages and rules keep, and the guard's copy of all of these.
     """
     from torch._subclasses import FakeTensorMode  # slow to import
 
@@ -42,9 +45,10 @@ def needed(job: Job, o: Options) -> int:
         with bf16:
             out = network(z + torch.empty(z.shape))
         (out.float() - torch.empty(out.shape)).square().mean().backward()
-    moments = 2 * 4 * _weights(network)
+    weights = 4 * _weights(network)
+    passing = live.most - 2 * weights  # all but the weights and their gradients
     kept = (4 + o.average_last) * 4 * out.numel()
-    return round(WASTE[device.type] * (live.most + moments + kept))
+    return round(WASTE[device.type] * (passing + kept) + kept + COPIES * weights)
 
 
 def too_large(job: Job, o: Options) -> bool:
@@ -58,18 +62,19 @@ def check(job: Job, o: Options) -> None:
     if not too_large(job, o):
         return
     device, precision = choose(o.device, o.precision)
-    mends = []
-    if getattr(o, "tile", None) == 0 and max(job.problem.size) > 64:
+    mends, tile = [], getattr(o, "tile", None)
+    if tile or (tile == 0 and max(job.problem.size) > 64):
         mends.append(f"--tile {min(256, max(job.problem.size) // 2)}")
     if "dim" in models.get(o.model_type).options:
-        mends.append("a smaller --dim")
+        mends.append("a smaller --dim (--width)")
     if precision == "fp32" and bf16_available(device):
         mends.append("--precision bf16")
-    mends.append("a smaller picture, by --crop or --imsize")
+    if not tile:
+        mends.append("a smaller picture, by --crop or --imsize")
+    what = f"a tile of {tile} pixels" if tile else "it"
     raise UserError(
-        f"{job.name}: takes about {memory.words(needed(job, o))} to fit, and "
-        f"{memory.words(memory.free(device))} are free; choose {', '.join(mends[:-1])}, "
-        f"or {mends[-1]}"
+        f"{job.name}: {what} takes about {memory.words(needed(job, o))} to fit, and "
+        f"{memory.words(memory.free(device))} are free; choose {' or '.join(mends)}"
     )
 
 
@@ -82,9 +87,8 @@ def _most(job: Job, o: Options) -> int:
     with live:
         out = network(z)
     pixels = math.prod(job.problem.size) * job.problem.channels
-    return 6 * live.most + 32 * (_weights(network) + z.numel()) + 4 * pixels * (
-        12 + o.average_last
-    ) + out.numel()  # fmt: skip
+    kept = 16 * pixels * (4 + o.average_last)
+    return 6 * live.most + 32 * (_weights(network) + z.numel()) + kept + out.numel()
 
 
 def _weights(network: torch.nn.Module) -> int:
