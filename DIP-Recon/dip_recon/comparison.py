@@ -225,7 +225,8 @@ def _compare(
         for runs in groups.values()
     ]
     if "luma" in key:
-        rows.append(_measured("bicubic", records, lambda these: peers.bicubic(these[0].run)))
+        baseline = "psnr_luma_bicubic"
+        rows.append(_measured("bicubic", records, lambda these: over_seeds(these, baseline)[0]))
         notes.append("bicubic is cubic convolution, as in the published comparison")
     if with_peers and setting.startswith("sigma") and records[0].config["noise_sigma"]:
         beside, said = _peers(records, say)

@@ -30,7 +30,7 @@ from .options import (
 from .prepare import network_settings, resolve
 from .problem import Problem
 from .runs import Run, check_free
-from .tasks import Job, denoising_job, enlarge, tensor
+from .tasks import Job, bicubic, denoising_job, enlarge, tensor
 
 _HOURGLASS = {"model_type": "skip", "dim": [64], "num_scales": 5, "iters_print_acc": 500}
 INPAINTING = InpaintingOptions(**_HOURGLASS, mask_type="file", num_iters=2000)
@@ -215,7 +215,7 @@ def super_resolution(path: Path, factor: int) -> Job:
     picture, digest = _read(path)
     size = tuple(factor * n for n in picture.size)
     problem = Problem(tensor(picture.data), operators.Downsample(factor), size, name=path.stem)
-    return Job(path.stem, problem, enlarge(picture.data, size), digest, _like(picture))
+    return Job(path.stem, problem, bicubic(picture.data, size), digest, _like(picture))
 
 
 def restore(

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
 from skimage.restoration import denoise_nl_means
 
 from . import images, metrics
@@ -42,18 +41,6 @@ def measure(run: Run, sigma: float) -> tuple[dict[str, float], list[str]]:
     return {name: found[name] for name in methods if name in found}, (
         [] if bm3d in found else [MISSING]
     )
-
-
-def bicubic(run: Run) -> float:
-    """PSNR of the luma in dB, 4 pixels cut, of noisy.png enlarged to the size of clean.png.
-
-    By cubic convolution (Keys 1981, a = -0.5), as published comparisons have it; the baseline of
-    result.json, a cubic spline, is 0.2 to 0.3 dB better. Raises UserError without a picture.
-    """
-    low, clean = (images.read(run.file(f"{name}.png")).data for name in ("noisy", "clean"))
-    size = clean.shape[2], clean.shape[1]
-    large = [np.asarray(Image.fromarray(p).resize(size, Image.Resampling.BICUBIC)) for p in low]
-    return metrics.psnr_luma(np.stack(large), clean)
 
 
 def _psnr(run: Run, restored: np.ndarray) -> float:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from skimage.transform import resize
 
 from . import data, images, memory, noise, operators
@@ -66,6 +67,15 @@ def enlarge(x: np.ndarray, size: tuple[int, int], clip: bool = True) -> np.ndarr
     resized = resize(moved, size, order=3, mode="symmetric", anti_aliasing=True, clip=clip)
     resized = np.moveaxis(resized, -1, 0)
     return (resized.clip(0, 1) if clip else resized).astype(np.float32)
+
+
+def bicubic(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Enlarge [C, h, w] to [C, *size] by cubic convolution (Keys 1981, a = -0.5), in [0, 1].
+
+    The baseline of published super-resolution; the spline of ``enlarge`` is 0.2 to 0.3 dB better.
+    """
+    planes = [Image.fromarray(p).resize(size[::-1], Image.Resampling.BICUBIC) for p in x]
+    return np.stack([np.asarray(p) for p in planes]).clip(0, 1)
 
 
 def tensor(x: np.ndarray) -> torch.Tensor:
@@ -142,7 +152,7 @@ def super_resolution_job(item: data.Item, o: Options) -> Job:
         y = A(tensor(x)).clamp(0, 1)
     size = tuple(x.shape[1:])
     problem = Problem(y, A, size, tensor(x), name=item.name)
-    return Job(item.name, problem, enlarge(y[0].numpy(), size), _digest(item))
+    return Job(item.name, problem, bicubic(y[0].numpy(), size), _digest(item))
 
 
 def _like(path: Path, o: Options) -> images.Picture | None:
