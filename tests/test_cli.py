@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image
 
-from dip_recon import auto, images, own
+from dip_recon import auto, batch, images, own
 from dip_recon.cli import main
 from dip_recon.models import names
 from dip_recon.noise import add_gaussian
@@ -183,6 +184,41 @@ def test_folders_stacks_and_more(tmp_path, picture, capsys):
     assert images.read(tmp_path / "best_uncertainty.png").data.max() == 1
     assert run("denoise", one, "--draft") == 0
     assert (tmp_path / "in" / "a_denoised.png").is_file()
+
+
+def test_workers_share_out_the_pictures_of_a_folder(tmp_path, picture, capsys):
+    pytest.importorskip("distributed")
+    (tmp_path / "in").mkdir()
+    for n, name in enumerate("ab"):
+        noisy = add_gaussian(picture(1, (40, 36)), 25, np.random.RandomState(n))
+        images.save_png(tmp_path / "in" / f"{name}.png", noisy)
+    (tmp_path / "in" / "bad.png").write_bytes(b"no picture")
+    words = ["denoise", tmp_path / "in", "--iterations", 3, "--keep", tmp_path / "keep"]
+    assert run(*words, "-o", tmp_path / "out", "--workers", 2) == 2, "the others are done"
+    said = capsys.readouterr()
+    assert "left out: " in said.out and "bad.png" in said.out and "1 of 3" in said.err
+    assert f"{tmp_path / 'out' / 'b.png'}: " in said.out
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the workers have
+    assert run(*words[:-2], "-o", tmp_path / "turn") == 2
+    torch.set_num_threads(threads)
+    for name in ("a.png", "b.png"):
+        assert (tmp_path / "turn" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+        assert (tmp_path / "keep" / name / "result.json").is_file()
+
+
+def test_a_picture_on_a_worker_can_be_called_off(tmp_path, picture):
+    noisy = add_gaussian(picture(1, (40, 36)), 25, np.random.RandomState(7))
+    images.save_png(tmp_path / "a.png", noisy)
+    for more in (
+        {"keep": tmp_path / "keep"},
+        {"keep": tmp_path / "tiles", "tile": 20, "overlap": 4},
+    ):
+        wishes = batch.Wishes({"num_iters": 10**6}, **more)
+        task = batch._Task(tmp_path / "a.png", tmp_path / "out.png", wishes, True)
+        with pytest.raises(KeyboardInterrupt):
+            batch._on_worker(task, lambda: True)
+    assert (tmp_path / "keep/checkpoint.pt").is_file() and not (tmp_path / "out.png").exists()
 
 
 def test_a_draft_is_no_part_of_a_full_run(tmp_path, picture):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,6 +43,7 @@ class Wishes:
     tile: int | None = None
     overlap: int | None = None
     cluster: Cluster = field(default_factory=Cluster)
+    cancelled: Callable[[], bool] | None = None  # asked on a worker, where no bar is shown either
     given_up: list[str] = field(default_factory=list)  # filled in: the pictures whose fit was
 
 
@@ -124,28 +125,79 @@ def denoise(words: list[str], output: Path | None, wishes: Wishes, say: Callable
         except OSError as error:
             raise cannot_write(places[0].parent, error) from error
     clean(places[0].parent)
-    failed = 0
+    tasks = []
     for picture, place in zip(pictures, places, strict=True):
         if into_folder and place.exists() and not wishes.overwrite:
             say(f"{place}: is there already, kept; --overwrite does it again")
             continue
         keep = wishes.keep / picture.name if wishes.keep and into_folder else wishes.keep
-        try:
-            _one(picture, place, replace(wishes, keep=keep), into_folder, say)
-        except KeyboardInterrupt as interrupt:
-            if into_folder or keep:  # results that are there, or a run folder
-                raise Kept from interrupt
-            raise
-        except (UserError, FloatingPointError, MemoryError, RuntimeError) as error:
+        tasks.append(_Task(picture, place, replace(wishes, keep=keep), into_folder))
+    failed = 0
+    try:
+        for task, error in _each(tasks, wishes, say):
+            if error is None:
+                continue
             ours = isinstance(error, RuntimeError) and not out_of_memory(error)
             if ours or len(pictures) == 1:
-                raise
+                raise error
             failed += 1
-            named = "" if isinstance(error, UserError) else f"{picture}: "
+            named = "" if isinstance(error, UserError) else f"{task.picture}: "
             say(f"left out: {named}{error or type(error).__name__}")
+    except KeyboardInterrupt as interrupt:
+        if into_folder or wishes.keep:  # results that are there, or a run folder
+            raise Kept from interrupt
+        raise
     if failed:
         raise UserError(f"{failed} of {len(pictures)} pictures were left out, as said above")
     return int(bool(wishes.given_up))
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A picture, where its result goes, and whether others' results are beside it."""
+
+    picture: Path
+    place: Path
+    wishes: Wishes
+    several: bool
+
+
+def _each(tasks: list[_Task], wishes: Wishes, say: Callable) -> Iterator:
+    """Restore all; yield each with the error that it was left out for, or None.
+
+    Several pictures are shared out among the workers, of one the tiles.
+    """
+    if wishes.cluster.here or len(tasks) < 2:
+        for task in tasks:
+            yield task, _attempt(task, say)
+        return
+    for task, found in wishes.cluster.each(_on_worker, tasks):
+        lines, given_up, error = ([], [], found) if isinstance(found, Exception) else found
+        for line in lines:
+            say(line)
+        wishes.given_up.extend(given_up)
+        if error is None and not task.place.exists():
+            error = UserError(
+                f"{task.place}: done, but not to be seen from here; "
+                "--output must be on a disk that all workers share"
+            )
+        yield task, error
+
+
+def _on_worker(task: _Task, cancelled: Callable[[], bool] | None) -> tuple[list, list, object]:
+    """What is said of a picture, the names of those whose fit was given up, and the error."""
+    lines: list[str] = []
+    wishes = replace(task.wishes, cluster=Cluster(), cancelled=cancelled, given_up=[])
+    error = _attempt(replace(task, wishes=wishes), lines.append)
+    return lines, wishes.given_up, error
+
+
+def _attempt(task: _Task, say: Callable) -> Exception | None:
+    try:
+        _one(task.picture, task.place, task.wishes, task.several, say)
+    except (UserError, FloatingPointError, MemoryError, RuntimeError) as error:
+        return error
+    return None
 
 
 def _one(picture: Path, place: Path, wishes: Wishes, several: bool, say: Callable) -> None:
@@ -200,7 +252,7 @@ def _restored(job: Job, wishes: Wishes, say: Callable) -> own.Denoised:
 
     def fit_one(small: Job, options: Options, where: str) -> np.ndarray:
         keep = wishes.keep / where if wishes.keep else None
-        summary, restored = _within_memory(small, options, keep, wishes.cluster, say)
+        summary, restored = _within_memory(small, options, keep, wishes, say)
         if summary.get("gave_up"):
             _give_up(small.name, wishes, say)
         return restored
@@ -209,20 +261,20 @@ def _restored(job: Job, wishes: Wishes, say: Callable) -> own.Denoised:
 
 
 def _within_memory(
-    job: Job, o: Options, keep: Path | None, cluster: Cluster, say: Callable
+    job: Job, o: Options, keep: Path | None, wishes: Wishes, say: Callable
 ) -> tuple[dict, np.ndarray]:
     """``own.restore``; by tiles, ever smaller ones, where memory does not suffice otherwise."""
     begun = keep is not None and Run(keep).begun
     if begun:  # as it was begun, whatever memory there was then
         tile = Run(keep).config().get("tile") or o.tile
     else:
-        tile = _fitting(job.seen, o, o.tile, cluster)
+        tile = _fitting(job.seen, o, o.tile, wishes.cluster)
     while True:
         if tile != o.tile and not begun:
             say(f"{job.name}: not enough memory: goes on by tiles of {tile} pixels")
         given = {"tile": tile, "overlap": _overlap(o, tile)} if tile else {}
         try:
-            return own.restore(job, o, given, keep, cluster)
+            return own.restore(job, o, given, keep, wishes.cluster, wishes.cancelled)
         except (MemoryError, RuntimeError) as error:
             side = tile or max(job.problem.size)
             # what a kept run had done by then is worth more than a try with smaller tiles
@@ -301,7 +353,7 @@ def _by_tiles(picture: Path, place: Path, wishes: Wishes, say: Callable) -> None
         return o, choice.deviation
 
     said, counts = denoise_file(
-        picture, place, choose, wishes.cluster, keep, kept, wishes.overwrite
+        picture, place, choose, wishes.cluster, keep, kept, wishes.overwrite, wishes.cancelled
     )
     say(said)
     if counts.get("gave_up"):

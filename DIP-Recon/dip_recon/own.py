@@ -219,13 +219,19 @@ def super_resolution(path: Path, factor: int) -> Job:
 
 
 def restore(
-    job: Job, options: Options, given: dict, keep: Path | None, cluster: Cluster | None = None
+    job: Job,
+    options: Options,
+    given: dict,
+    keep: Path | None,
+    cluster: Cluster | None = None,
+    cancelled: Callable[[], bool] | None = None,
 ) -> tuple[dict, np.ndarray]:
     """Fit ``job``; its summary and the restored picture [C, H, W].
 
     keep: the run folder. One that holds a run of the same picture and settings is gone on with, or
         what it found is taken; without one nothing is kept.
-    cluster: where tiles are computed, if there are any.
+    cluster: where tiles are computed, if there are any. cancelled: as for ``run_one``; no bar is
+        shown with it.
     """
     options, _ = resolve(replace(options, **given))
     options.validate()
@@ -236,7 +242,8 @@ def restore(
     def fitted(run: Run) -> tuple[dict, np.ndarray]:
         models.check_size(options.model_type, **network_settings(job, options))
         kept = {"draw": keep is not None, "exact": keep is not None}
-        return run_one(job, run, options, switches, lambda line: None, **kept)
+        how = {"cancelled": cancelled, "bar": cancelled is None}
+        return run_one(job, run, options, switches, lambda line: None, **kept, **how)
 
     if keep is None:
         with tempfile.TemporaryDirectory() as folder:

@@ -41,6 +41,7 @@ def denoise_file(
     keep: Path,
     kept: bool = True,
     overwrite: bool = False,
+    cancelled: Callable[[], bool] | None = None,
 ) -> tuple[str, dict]:
     """Denoise a picture of any size by tiles, from file to file.
 
@@ -50,7 +51,7 @@ def denoise_file(
         and the noise level (0–255) that no tile is to go beyond; None for a picture to be left as
         it is. overwrite: replace ``output``.
     Finished tiles stay in ``keep`` until the result is written: the same command goes on there.
-    kept: whether what else is there stays.
+    kept: whether what else is there stays. cancelled: as for ``run_one``; no bar is shown with it.
     A TIFF or Zarr is read and written by windows, so that memory does not grow with the picture.
     """
     run = Run(keep)
@@ -92,7 +93,7 @@ def denoise_file(
             # made first, so that a full disk or a bad name shows before hours of fitting
             large.create_sink(output, **kind).suspend()
             run.begin(config, overwrite=False)
-            tiles.fit(cluster)
+            tiles.fit(cluster, cancelled is None, cancelled)
             with large.create_sink(output, **kind, resume=True) as sink:
                 for (top, _, left, _), window in tiles.blended():
                     sink.write(top, left, window)
