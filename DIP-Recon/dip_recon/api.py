@@ -70,6 +70,7 @@ def denoise(
     draft: bool = False,
     runs: int = 1,
     uncertainty: bool = False,
+    declipping: bool = True,
     progress: Progress | None = None,
     **options,
 ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
@@ -81,6 +82,7 @@ def denoise(
         runs: the mean of so many runs is a little better, and costs as many times as much.
         uncertainty: return as well how far the runs disagree, a deviation at each pixel on the
             picture's own scale, [H, W] float32; needs ``runs`` of at least 2.
+        declipping: where noise was clipped at black or white, put its shifted mean right.
         progress: called with a ``Step`` after every iteration.
         options: an option of ``denoising.py`` that has to do with the fit, such as ``seed``,
             ``dim``, ``num_iters``, ``stopping`` or ``device``; what is given is not chosen.
@@ -96,7 +98,8 @@ def denoise(
     given = _options(options | ({} if sigma is None else {"sigma": sigma}), auto.DENOISING)
     most = own.span(data)  # what is fitted is divided by it
     fit_one = _fitter(progress, lambda x: back(x * most), data.shape[1:])
-    done = own.denoise(own.job_of_array(data), given, fit_one, runs, draft)
+    how = {"runs": runs, "draft": draft, "declipping": declipping}
+    done = own.denoise(own.job_of_array(data), given, fit_one, **how)
     restored = picture.copy() if done.choice.clean else back(done.picture)
     if not uncertainty:
         return restored

@@ -42,6 +42,7 @@ class Wishes:
     keep: Path | None = None
     tile: int | None = None
     overlap: int | None = None
+    declipping: bool = True
     cluster: Cluster = field(default_factory=Cluster)
     cancelled: Callable[[], bool] | None = None  # asked on a worker, where no bar is shown either
     given_up: list[str] = field(default_factory=list)  # filled in: the pictures whose fit was
@@ -257,7 +258,8 @@ def _restored(job: Job, wishes: Wishes, say: Callable) -> own.Denoised:
             _give_up(small.name, wishes, say)
         return restored
 
-    return own.denoise(job, wishes.given, fit_one, wishes.runs, wishes.draft, tell)
+    how = (wishes.runs, wishes.draft, tell, wishes.declipping)
+    return own.denoise(job, wishes.given, fit_one, *how)
 
 
 def _within_memory(
@@ -353,8 +355,9 @@ def _by_tiles(picture: Path, place: Path, wishes: Wishes, say: Callable) -> None
         return o, choice.deviation
 
     said, counts = denoise_file(
-        picture, place, choose, wishes.cluster, keep, kept, wishes.overwrite, wishes.cancelled
-    )
+        picture, place, choose, wishes.cluster, keep, kept, wishes.overwrite, wishes.cancelled,
+        wishes.declipping,
+    )  # fmt: skip
     say(said)
     if counts.get("gave_up"):
         _give_up(picture.name, wishes, say)

@@ -182,6 +182,10 @@ def _denoising_flags(command: argparse.ArgumentParser) -> None:
     chosen.add_argument("--sigma", type=float, help="noise level, 0-255")
     chosen.add_argument("--width", type=int, help="of the network: 32, 64, 128")
     chosen.add_argument("--stopping", help="held-out, AMNS, SMNS, ES-WMV, ES-EMV or none")
+    chosen.add_argument(
+        "--no-declipping", dest="declipping", action="store_false",
+        help="where noise was clipped at black or white, leave the mean that this has shifted",
+    )  # fmt: skip
     tiles = command.add_argument_group("tiles")
     tiles.add_argument(
         "--tile", type=int, metavar="PIXELS",
@@ -227,7 +231,7 @@ def _denoise(args) -> int:
             raise UserError(f"--{flag} {getattr(args, flag)}: must be at least 1")
     wishes = batch.Wishes(
         given, args.draft, args.runs or (4 if args.best else 1), args.explain, args.overwrite,
-        args.keep, args.tile, args.overlap, Cluster(workers, args.scheduler),
+        args.keep, args.tile, args.overlap, args.declipping, Cluster(workers, args.scheduler),
     )  # fmt: skip
     return batch.denoise(args.pictures, args.output, wishes, print)
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from torch.nn import functional
 
-from . import auto, data, images, models, noise, operators
+from . import auto, data, figures, images, metrics, models, noise, operators
 from .cluster import Cluster
+from .declipping import declipped
 from .errors import Kept, UserError
 from .experiment import configuration, finish_off, run_one
 from .files import check_alone
@@ -94,6 +95,7 @@ def denoise(
     runs: int = 1,
     draft: bool = False,
     tell: Callable[[auto.Choice], None] = lambda choice: None,
+    declipping: bool = True,
 ) -> Denoised:
     """Choose for a noisy picture, and carry it out.
 
@@ -138,6 +140,9 @@ def denoise(
             f"it ended before all detail was back: {1 - weight:.0%} of the original was mixed in; "
             "more --iterations, or a larger --width, may do better"
         )
+    if declipping and not draft:
+        restored, said = declipped(restored, y)
+        notes += [said] * bool(said)
     spread = None
     if runs > 1:
         spread = np.float32(most) * np.sqrt(np.var(pictures, axis=0).mean(axis=0))
@@ -285,7 +290,15 @@ def demo(folder: Path) -> str:
     choice = auto.denoising(job.problem.y[0].numpy(), DEMO)
     print("\n".join(choice.reasons))
     options, _ = resolve(choice.options)
-    summary, _ = run_one(job, run, options, Switches(overwrite=True), lambda line: None)
+    again = Switches(overwrite=True)
+    summary, restored = run_one(job, run, options, again, lambda line: None, draw=False)
+    restored, said = declipped(restored, job.problem.y[0].numpy())
+    print(said)
+    images.write(run.folder / "restored.png", restored, like=job.like)
+    summary["psnr_stopped"] = metrics.psnr(tensor(restored), job.problem.x)
+    summary["ssim_stopped"] = metrics.ssim(tensor(restored), job.problem.x)
+    run.write_result(summary)
+    figures.draw_run(run)
     stop = f"{summary['stop_iteration']}, median of {summary['tiles']} tiles"
     rows = (
         ("noisy PSNR", f"{summary['psnr_noisy']:.2f} dB"),

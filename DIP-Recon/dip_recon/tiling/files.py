@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..cluster import Cluster
+from ..declipping import Declipping
 from ..errors import UserError
 from ..files import check_alone
 from ..images import large
@@ -42,6 +43,7 @@ def denoise_file(
     kept: bool = True,
     overwrite: bool = False,
     cancelled: Callable[[], bool] | None = None,
+    declipping: bool = True,
 ) -> tuple[str, dict]:
     """Denoise a picture of any size by tiles, from file to file.
 
@@ -94,9 +96,13 @@ def denoise_file(
             large.create_sink(output, **kind).suspend()
             run.begin(config, overwrite=False)
             tiles.fit(cluster, cancelled is None, cancelled)
+            ends = Declipping()
+            for window, restored in tiles.blended() if declipping else ():
+                ends.add(restored, source.read(*window))
+            ends.judge()
             with large.create_sink(output, **kind, resume=True) as sink:
                 for (top, _, left, _), window in tiles.blended():
-                    sink.write(top, left, window)
+                    sink.write(top, left, ends.undo(window))
             counts = tiles.write_table(keep / "tiles.csv")
             tiles.remove()
             if not kept:
@@ -105,7 +111,7 @@ def denoise_file(
         f"{output}: {counts['tiles']} tiles, {counts['stop_iteration']} iterations each in the "
         f"middle, {counts['seconds']:.0f} s in all"
     )
-    return said, counts
+    return "; ".join([said, ends.told()] if ends.told() else [said]), counts
 
 
 def _middle(size: tuple[int, int]) -> tuple[int, int, int, int]:
