@@ -24,6 +24,8 @@ _T = np.linspace(-3, 6, 4001)
 _MEAN = norm.pdf(_T) + _T * norm.cdf(_T)
 _DEVIATION = np.sqrt((_T**2 + 1) * norm.cdf(_T) + _T * norm.pdf(_T) - _MEAN**2)
 _RATIO = _MEAN / _DEVIATION
+_MEAN_AT_END = float(norm.pdf(0))
+TRUE = np.linspace(0, 1, 2001)
 
 
 class Declipping:
@@ -36,6 +38,10 @@ class Declipping:
     the noise is as strong there as elsewhere, as that of photons on black is not, and about as many
     pixels lie exactly at the end as such noise would put there.
 
+    Over all brightnesses its variance is taken to be a straight line, as that of sensors is: then
+    every true value has a mean that clipping leaves of it, and the restored picture is taken back
+    along that curve.
+
     ``level``: for (black, white) the noise's deviation there, on the 0–255 scale; None where
     nothing was clipped. It is there after ``judge``.
     """
@@ -43,6 +49,7 @@ class Declipping:
     def __init__(self) -> None:
         self._counts = np.zeros((5, BINS))
         self.level: tuple[float | None, float | None] = (None, None)
+        self._means: list[np.ndarray | None] = [None, None]  # of TRUE values, from either end
 
     def add(self, restored: np.ndarray, y: np.ndarray) -> None:
         """Count in a picture, or a window of it."""
@@ -61,19 +68,21 @@ class Declipping:
             n, r, square, black, white = (np.bincount(part, row) for row in self._counts)
             n, r, square, black, white = (a[n > 0] for a in (n, r, square, black, white))
             mean, deviation = r / n, np.sqrt(square / n)
-            self.level = (
-                _level(mean, deviation, n, black),
-                _level(1 - mean[::-1], deviation[::-1], n[::-1], white[::-1]),
-            )
+            self._means = [
+                _means(mean, deviation, n, black),
+                _means(1 - mean[::-1], deviation[::-1], n[::-1], white[::-1]),
+            ]
+            at_end = (None if m is None else float(255 * m[0] / _MEAN_AT_END) for m in self._means)
+            self.level = tuple(at_end)
         return self
 
     def undo(self, restored: np.ndarray) -> np.ndarray:
         """The restored picture, or a window of it, as it was before clipping; within [0, 1]."""
-        black, white = self.level
-        if black:
-            restored = _before(restored, black)
-        if white:
-            restored = 1 - _before(1 - restored, white)
+        black, white = self._means
+        if black is not None:
+            restored = np.interp(restored, black, TRUE).astype(np.float32)
+        if white is not None:
+            restored = 1 - np.interp(1 - restored, white, TRUE).astype(np.float32)
         return restored
 
     def told(self) -> str:
@@ -91,28 +100,29 @@ def declipped(restored: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, str]:
     return ends.judge().undo(restored), ends.told()
 
 
-def _level(mean: np.ndarray, deviation: np.ndarray, n: np.ndarray, at_end: np.ndarray):
-    """The noise's deviation (0–255) where the end, 0, has clipped it, else None.
+def _means(mean: np.ndarray, deviation: np.ndarray, n: np.ndarray, at_end: np.ndarray):
+    """The mean of each ``TRUE`` value where the end, 0, has clipped the noise; None if it has not.
 
     Of parts in order of brightness: mean, residual's deviation, pixels, and those exactly at 0.
     """
     ratio = mean / np.maximum(deviation, 1e-9)
-    t = np.interp(ratio, _RATIO, _T)
-    sigma = np.where(ratio > _RATIO[-1], deviation, mean / np.interp(t, _T, _MEAN))
+    t, free = np.interp(ratio, _RATIO, _T), ratio > _RATIO[-1]
+    sigma = np.where(free, deviation, mean / np.interp(t, _T, _MEAN))
+    true = np.where(free, mean, t * sigma).clip(0)
     near = ratio < NEAR
-    off = np.minimum(ratio, (1 - mean) / np.maximum(deviation, 1e-9))
+    to_other = (1 - mean) / np.maximum(deviation, 1e-9)
+    off = np.minimum(ratio, to_other)
     if not near.any() or off.max() < FAR or at_end.sum() < FEW * n.sum():
         return None
-    level = float(np.median(sigma[near]))
+    level = np.median(sigma[near])
     fades = level < FADES * np.median(sigma[np.argsort(off)[-8:]])
     piled = at_end[near].sum() >= PILED * (n * norm.cdf(-t))[near].sum()
-    return 255 * level if piled and not fades and level > 0 else None
-
-
-def _before(restored: np.ndarray, level: float) -> np.ndarray:
-    """Values above an end, 0, before clipping, from the means that it left of them."""
-    sigma = level / 255
-    mean = np.asarray(restored, dtype=np.float64) / sigma
-    t = np.interp(mean, _MEAN, _T)
-    before = np.where(mean > _MEAN[-1], mean, np.maximum(t, 0)) * sigma
-    return before.clip(0, 1).astype(np.float32)
+    if fades or not piled or level <= 0:
+        return None
+    counts = to_other > 2  # the other end has hardly any say in it
+    slope, start = 0.0, level**2
+    if counts.sum() > 2:
+        slope, start = np.polyfit(true[counts], sigma[counts] ** 2, 1, w=np.sqrt(n[counts]))
+    sigma = np.sqrt(np.maximum(start + slope * TRUE, (0.2 * level) ** 2))
+    means = np.interp(TRUE / sigma, _T, _MEAN) * sigma
+    return np.maximum.accumulate(np.where(TRUE / sigma > _T[-1], TRUE, means))
