@@ -47,6 +47,14 @@ def test_what_is_given_is_not_chosen():
     refused(lambda: auto.denoising(y, {"sigma": -5.0}), "--sigma")
 
 
+def test_another_network_comes_with_its_recipe():
+    y = noisy("chelsea", 25)
+    assert auto.denoising(y, {"model_type": "DD"}).options.reg_noise_std == 0
+    given = {"model_type": "DD", "reg_noise_std": 0.1}
+    assert auto.denoising(y, given).options.reg_noise_std == 0.1
+    assert auto.denoising(y, {"model_type": "Swin_upsample"}).options.lr == 8e-4
+
+
 def test_every_rule_has_its_words():
     said = {auto.describe(replace(auto.DENOISING, stopping=name)) for name in stopping.RULES}
     assert all(", until " in words or words.endswith("iterations") for words in said)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from . import noise, stopping
+from . import models, noise, stopping
 from .errors import UserError
 from .options import DenoisingOptions
 
@@ -91,6 +91,7 @@ def denoising(y: np.ndarray, given: dict | None = None) -> Choice:
     measured["texture above the noise"] = f"{ratio:.2f} (the wider network from {WIDE:g})"
     chosen = {"dim": [64 if ratio >= WIDE else 32]}
     chosen["reg_noise_std"] = 1 / 20 if sigma >= STRONG else 1 / 30
+    chosen |= models.get(base.model_type).recipe
     if max(y.shape[1:]) > WHOLE:
         chosen |= {"tile": TILE}
     if shared:  # pixels held out would be told by their neighbours

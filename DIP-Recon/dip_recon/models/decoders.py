@@ -100,11 +100,17 @@ class NearestBlock(Block):
         return self.after[1:](F.conv_transpose2d(x, kernel, mix.bias, stride=2, padding=1))
 
 
+# Noise on a full-size input of 0 to 0.1 drowns it: with the 1/30 of the skip networks the Deep
+# Decoder stays at 12 dB on a 96² crop where it reaches 23 without.
+RECIPE = {"reg_noise_std": 0.0}
+
+
 @register(
     "DD",
     summary="Deep Decoder: 1×1 convolutions and upsampling",
     source="Heckel, Hand: Deep Decoder, ICLR 2019, eq. (2); run in Liu et al. 2023, Fig. 3(a)",
     small_input=small_input,
+    recipe=RECIPE,
 )
 def deep_decoder(
     *,
@@ -189,6 +195,7 @@ def _conv_decoder(
     source="Darestani, Heckel: Accelerated MRI with Un-trained Neural Networks, IEEE TCI 2021, "
     "§III; run in Liu et al. 2023, Fig. 3(b)",
     small_input=small_input,
+    recipe=RECIPE,
 )
 def conv_decoder(
     *,
@@ -217,6 +224,7 @@ def conv_decoder(
     summary="3×3 convolutions, each before an upsampling by a chosen low-pass filter",
     source="Liu et al.: The Devil is in the Upsampling, ICCV 2023, §4 and Fig. 4",
     small_input=small_input,
+    recipe=RECIPE,
 )
 def conv_decoder_lpf(
     *,
