@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from .runs import Run
 from .tasks import Job
 from .tiling.files import denoise_file, is_large
 from .tiling.layout import Layout
+from .together import at_once, run_all
 
 DEVIATION = images.Kind("grey", 32, floating=True)  # how a stack of uncertainty is stored
 SMALLEST_TILE = 32  # pixels a side, where memory does not suffice for the whole
@@ -198,18 +200,24 @@ def _restored(job: Job, wishes: Wishes, say: Callable) -> own.Denoised:
         if not wishes.cluster.here and not choice.options.tile:
             say(f"{job.name}: fitted here as a whole; --workers and --scheduler are for tiles")
 
-    def fit_one(small: Job, options: Options, where: str) -> np.ndarray:
+    def fit_one(small: Job, options: Options, where: str, **how) -> np.ndarray:
         keep = wishes.keep / where if wishes.keep else None
-        summary, restored = _within_memory(small, options, keep, wishes.cluster, say)
+        summary, restored = _within_memory(small, options, keep, wishes.cluster, say, **how)
         if summary.get("gave_up"):
             _give_up(small.name, wishes, say)
         return restored
 
-    return own.denoise(job, wishes.given, fit_one, wishes.runs, wishes.draft, tell)
+    def fit_all(small: Job, seeds: list[Options]) -> list[np.ndarray]:
+        names = [f"run{n + 1}" if len(seeds) > 1 else "" for n in range(len(seeds))]
+        works = [partial(fit_one, small, *each) for each in zip(seeds, names, strict=True)]
+        alone = len(seeds) == 1 or not wishes.cluster.here
+        return list(run_all(works, 1 if alone else at_once(seeds[0], lambda: small), say))
+
+    return own.denoise(job, wishes.given, fit_all, wishes.runs, wishes.draft, tell)
 
 
 def _within_memory(
-    job: Job, o: Options, keep: Path | None, cluster: Cluster, say: Callable
+    job: Job, o: Options, keep: Path | None, cluster: Cluster, say: Callable, **how
 ) -> tuple[dict, np.ndarray]:
     """``own.restore``; by tiles, ever smaller ones, where memory does not suffice otherwise."""
     begun = keep is not None and Run(keep).begun
@@ -222,7 +230,7 @@ def _within_memory(
             say(f"{job.name}: not enough memory: goes on by tiles of {tile} pixels")
         given = {"tile": tile, "overlap": _overlap(o, tile)} if tile else {}
         try:
-            return own.restore(job, o, given, keep, cluster)
+            return own.restore(job, o, given, keep, cluster, **how)
         except (MemoryError, RuntimeError) as error:
             side = tile or max(job.problem.size)
             # what a kept run had done by then is worth more than a try with smaller tiles
