@@ -228,6 +228,15 @@ def test_goes_on_from_single_checkpoints_and_leaves_them(seeds):
     close(fit(single, 9).out, whole[2].out)
 
 
+def test_what_was_at_its_end_takes_no_further_step(seeds):
+    states = seeds()
+    fit_together(states, 4, [[]] * 3, nothing)
+    before = [s.out.clone() for s in states]
+    assert fit_together(states, 4, [[]] * 3, nothing) == [None] * 3
+    for s, out in zip(states, before, strict=True):
+        assert torch.equal(fit(s, 4).out, out.clamp(0, 1)) and s.iteration == 4
+
+
 def test_their_own_jitter_average_and_rule(seeds):
     def made():
         states = seeds()
@@ -490,13 +499,20 @@ def test_best(tmp_path, picture, monkeypatch, capsys):
     words = ["denoise", str(tmp_path / "a.png"), "--runs", "3", "--width", "4", "--iterations",
              "5", "--device", "cpu", "--precision", "fp32"]  # fmt: skip
 
-    def restored(name, count):
-        monkeypatch.setattr(batch, "at_once", lambda o, job: count)
+    def restored(name):
         assert command([*words, "-o", str(tmp_path / f"{name}.png"), "--keep",
                         str(tmp_path / name)]) == 0  # fmt: skip
         return images.read(tmp_path / f"{name}.png").data
 
-    alone, found = restored("alone", 1), restored("together", 2)
+    alone = restored("alone")
+    counts = []
+    monkeypatch.setattr(together, "choose", lambda *_: (torch.device("cuda"), "fp32"))
+    monkeypatch.setattr(together.memory, "free", lambda device=None: 10**9)
+    monkeypatch.setattr(
+        batch, "run_all", lambda w, n, say: counts.append(n) or together.run_all(w, n, say)
+    )
+    found = restored("together")
+    assert counts == [16]
     assert float(np.abs(alone - found).max()) < 0.02
     assert all((tmp_path / f"together/run{n}/result.json").is_file() for n in (1, 2, 3))
     assert (tmp_path / "together_uncertainty.png").is_file()

@@ -211,7 +211,8 @@ def _restored(job: Job, wishes: Wishes, say: Callable) -> own.Denoised:
         names = [f"run{n + 1}" if len(seeds) > 1 else "" for n in range(len(seeds))]
         works = [partial(fit_one, small, *each) for each in zip(seeds, names, strict=True)]
         alone = len(seeds) == 1 or not wishes.cluster.here
-        return list(run_all(works, 1 if alone else at_once(seeds[0], lambda: small), say))
+        count = 1 if alone else at_once(resolve(seeds[0])[0], lambda: small)
+        return list(run_all(works, count, say))
 
     return own.denoise(job, wishes.given, fit_all, wishes.runs, wishes.draft, tell)
 

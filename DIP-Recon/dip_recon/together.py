@@ -255,7 +255,7 @@ def _fit_members(members: list[_Member], say: Say, heed: Callable[[], None]) -> 
         member.state.network.train()
         if member.state.guard:
             member.state.guard.begin(member.state)
-    left = members
+    left = [member for member in members if member.state.iteration < member.iterations]
     while len(left) > 1:
         batch = Batch([member.state for member in left])
         short = False

@@ -19,6 +19,8 @@ from ..flags import Switches
 from ..runs import make_folder
 from ..together import at_once, run_together
 
+FAILURES = (UserError, FloatingPointError, MemoryError, OSError, RuntimeError)  # of one run alone
+
 
 @dataclass
 class Outcome:
@@ -56,7 +58,7 @@ def carry_out(
                 labels=plan.labels, cancelled=cancelled, bar=bar, **how,
             )  # fmt: skip
             say(closing(result))
-    except (UserError, FloatingPointError, MemoryError, OSError, RuntimeError) as error:
+    except FAILURES as error:
         return Outcome(plan, error=f"{type(error).__name__}: {error}".splitlines()[0])
     return Outcome(plan, result, seconds=time.perf_counter() - began)
 
@@ -73,9 +75,16 @@ def batches(plans: list[Plan]) -> Iterator[list[Plan]]:
         group, place = alike[key], places[key]
         places[key] += 1
         if key not in counts:
-            counts[key] = at_once(plan.options, plan.job) if len(group) > 1 else 1
+            counts[key] = _at_once(plan) if len(group) > 1 else 1
         if place % counts[key] == 0:
             yield group[place : place + counts[key]]
+
+
+def _at_once(plan: Plan) -> int:
+    try:
+        return at_once(plan.options, plan.job)
+    except FAILURES:  # the runs will tell
+        return 1
 
 
 def _carried_out(
@@ -92,14 +101,14 @@ def _carried_out(
         began = time.perf_counter()
         found = run_together([partial(work, plan) for plan in batch], say)
         share = (time.perf_counter() - began) / len(batch)
-        return [replace(outcome, seconds=share) for outcome in found]
+        return [replace(one, seconds=share) if one.seconds else one for one in found]
 
     for batch, found in cluster.each(work_all, batches(plans)):
         yield from zip(batch, found, strict=True)
 
 
 def outcomes(
-    plans: list[Plan], switches: Switches, cluster: Cluster, say: Callable = print
+    plans: list[Plan], switches: Switches, cluster: Cluster, say: Callable
 ) -> Iterator[Outcome]:
     """Compute the runs, and tell of each when it is done: in order here, or so many at once; else
     as they come. say: is told where memory does not suffice for so many.
