@@ -57,6 +57,15 @@ def note(part: str, **figures) -> None:
     print(f"{part:9}", "  ".join(f"{k} {v}" for k, v in figures.items()), flush=True)
 
 
+def write(path: Path) -> None:
+    """The table so far, as CSV."""
+    names = list(dict.fromkeys(key for row in ROWS for key in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(ROWS)
+
+
 def state(name: str, size: int, precision: str, seed: int = 7, picture=None, **more):
     """A fresh state and its options, for a random picture of this size or ``picture``, (x, y)."""
     if picture is None:
@@ -178,6 +187,15 @@ def startup(a) -> None:
         note("startup", what=what, seconds=f"{statistics.median(found):.3f}")
 
 
+def noisy(whole: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """The middle of a picture [H, W, C], and it with noise of sigma 25: [C, side, side] each."""
+    top, left = ((n - side) // 2 for n in whole.shape[:2])
+    x = np.moveaxis(whole[top : top + side, left : left + side], -1, 0) / np.float32(255)
+    noise = np.random.RandomState(7).standard_normal(x.shape)
+    y = (x + 25 / 255 * noise).clip(0, 1).astype(np.float32)
+    return np.ascontiguousarray(x, np.float32), y
+
+
 def quality(a) -> None:
     """64² crops from the middle of three pictures, sigma 25, the moving average at the end."""
     from skimage import data
@@ -186,11 +204,7 @@ def quality(a) -> None:
     pictures = {"chelsea": data.chelsea(), "coffee": data.coffee(), "astronaut": data.astronaut()}
     differences = []
     for name, whole in pictures.items():
-        top, left = ((n - side) // 2 for n in whole.shape[:2])
-        x = np.moveaxis(whole[top : top + side, left : left + side], -1, 0) / np.float32(255)
-        noise = np.random.RandomState(7).standard_normal(x.shape)
-        y = (x + 25 / 255 * noise).clip(0, 1).astype(np.float32)
-        x = np.ascontiguousarray(x, np.float32)
+        x, y = noisy(whole, side)
         for seed in a.seeds[:1] if a.quick else a.seeds:
             s = plain(state("DIP_2_scaled", side, "fp32", seed, (x, y), dim=[16])[0])
             for _ in range(count):
@@ -304,11 +318,7 @@ def main(argv: list[str] | None = None) -> None:
     for part in a.parts:
         globals()[part](a)
     if a.csv:
-        names = list(dict.fromkeys(key for row in ROWS for key in row))
-        with a.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            writer.writerows(ROWS)
+        write(a.csv)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 
@@ -27,3 +29,27 @@ def test_the_plain_step_takes_plain_layers():
     s = step.plain(step.state("DIP_2_scaled", 64, "fp32", dim=[4])[0])
     with mock.patch("torch.native_group_norm", side_effect=AssertionError):
         step.plain_step(s)
+
+
+def test_gpu_small_on_any_machine(tmp_path):
+    import gpu
+
+    assert gpu.main([str(tmp_path / "new"), "--smoke"]) == 0
+    with (tmp_path / "new/gpu.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["part"] for row in rows} == {"machine", *gpu.PARTS}
+    variants = [r["variant"] for r in rows if r["part"] == "together"]
+    assert variants == ["in turn", "together", "both"] and not any(r.get("left_out") for r in rows)
+    for row in rows:
+        if row["part"] == "quality":
+            assert abs(float(row["in_turn"]) - float(row["together"])) < 0.5
+
+
+def test_gpu_needs_a_card_and_heeds_the_time(tmp_path, capsys, monkeypatch):
+    import gpu
+
+    monkeypatch.setattr(gpu, "choose", lambda: (torch.device("cpu"), "fp32"))
+    assert gpu.main([str(tmp_path)]) == 2
+    assert "needs a card" in capsys.readouterr().out and not list(tmp_path.iterdir())
+    assert gpu.main([str(tmp_path), "--smoke", "--minutes", "0"]) == 0
+    assert capsys.readouterr().out.count("no time left") == len(gpu.PARTS)

@@ -96,9 +96,9 @@ def test_the_command_does_it_and_can_be_told_not_to(tmp_path, monkeypatch, capsy
     x = ramp(0, 0.6)
     y = add_gaussian(x, 25, np.random.RandomState(0))
     mean = clipped_moments(x, 25)[0].astype(np.float32)
-    done = own.denoise(own.job_of_array(y), {}, lambda *_: mean)
+    done = own.denoise(own.job_of_array(y), {}, lambda *_: [mean])
     assert rms(done.picture, x) < 0.1 * rms(mean, x) and "clipped at black" in done.notes[-1]
-    left = own.denoise(own.job_of_array(y), {}, lambda *_: mean, declipping=False)
+    left = own.denoise(own.job_of_array(y), {}, lambda *_: [mean], declipping=False)
     assert np.array_equal(left.picture, mean) and not left.notes
 
     def smoothed(task, cancelled=None):

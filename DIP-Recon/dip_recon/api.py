@@ -98,8 +98,12 @@ def denoise(
     given = _options(options | ({} if sigma is None else {"sigma": sigma}), auto.DENOISING)
     most = own.span(data)  # what is fitted is divided by it
     fit_one = _fitter(progress, lambda x: back(x * most), data.shape[1:])
+
+    def fit_all(job: tasks.Job, seeds: list[Options]) -> list[np.ndarray]:
+        return [fit_one(job, o, n) for n, o in enumerate(seeds, 1)]
+
     how = {"runs": runs, "draft": draft, "declipping": declipping}
-    done = own.denoise(own.job_of_array(data), given, fit_one, **how)
+    done = own.denoise(own.job_of_array(data), given, fit_all, **how)
     restored = picture.copy() if done.choice.clean else back(done.picture)
     if not uncertainty:
         return restored
@@ -128,7 +132,7 @@ def inpaint(
     A = operators.Mask(known)
     job = tasks.Job("picture", Problem(A(tasks.tensor(data)), A, data.shape[1:]), data, "")
     settings = replace(own.INPAINTING, **_options(options, own.INPAINTING))
-    return filled(_fitter(progress, filled, data.shape[1:])(job, settings, ""))
+    return filled(_fitter(progress, filled, data.shape[1:])(job, settings))
 
 
 def enlarge(
@@ -144,7 +148,7 @@ def enlarge(
     A = operators.Downsample(factor, settings.sr_kernel_type)
     size = tuple(factor * n for n in data.shape[1:])
     job = tasks.Job("picture", Problem(tasks.tensor(data), A, size), data, "")
-    return back(_fitter(progress, back, size)(job, settings, ""))
+    return back(_fitter(progress, back, size)(job, settings))
 
 
 def restore(
@@ -194,7 +198,7 @@ def restore(
     problem = _AnyProblem(y.reshape(shape), A, size, picture_channels=channels)
     job = tasks.Job("picture", problem, None, "")
     fit_one = _fitter(progress, np.copy, size)
-    return fit_one(job, replace(settings, device=device), "")
+    return fit_one(job, replace(settings, device=device))
 
 
 @dataclass
@@ -242,13 +246,12 @@ def _tried(
     raise failed
 
 
-def _fitter(progress: Progress | None, back: Back, size: tuple[int, int]) -> own.FitOne:
-    """Fits without a run folder: ``own.FitOne`` for arrays, of pictures to be shown at ``size``."""
+def _fitter(progress: Progress | None, back: Back, size: tuple[int, int]) -> Callable:
+    """Fits without a run folder, of pictures to be shown at ``size``: job, options, which run."""
 
-    def fit_one(job: tasks.Job, o: Options, where: str) -> np.ndarray:
+    def fit_one(job: tasks.Job, o: Options, run: int = 1) -> np.ndarray:
         o, _ = resolve(o)
         o.validate()
-        run = int(where.removeprefix("run") or 1)
         if getattr(o, "tile", 0):
             return fit_tiles(job, o, run)
 

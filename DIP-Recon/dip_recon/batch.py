@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from .runs import Run
 from .tasks import Job
 from .tiling.files import denoise_file, is_large
 from .tiling.layout import Layout
+from .together import at_once, run_all
 
 DEVIATION = images.Kind("grey", 32, floating=True)  # how a stack of uncertainty is stored
 SMALLEST_TILE = 32  # pixels a side, where memory does not suffice for the whole
@@ -44,7 +46,7 @@ class Wishes:
     overlap: int | None = None
     declipping: bool = True
     cluster: Cluster = field(default_factory=Cluster)
-    cancelled: Callable[[], bool] | None = None  # asked on a worker, where no bar is shown either
+    how: dict = field(default_factory=dict)  # more for ``run_one``, on a worker
     given_up: list[str] = field(default_factory=list)  # filled in: the pictures whose fit was
 
 
@@ -188,7 +190,8 @@ def _each(tasks: list[_Task], wishes: Wishes, say: Callable) -> Iterator:
 def _on_worker(task: _Task, cancelled: Callable[[], bool] | None) -> tuple[list, list, object]:
     """What is said of a picture, the names of those whose fit was given up, and the error."""
     lines: list[str] = []
-    wishes = replace(task.wishes, cluster=Cluster(), cancelled=cancelled, given_up=[])
+    how = {"cancelled": cancelled, "bar": False}
+    wishes = replace(task.wishes, cluster=Cluster(), how=how, given_up=[])
     error = _attempt(replace(task, wishes=wishes), lines.append)
     return lines, wishes.given_up, error
 
@@ -251,32 +254,40 @@ def _restored(job: Job, wishes: Wishes, say: Callable) -> own.Denoised:
         if not wishes.cluster.here and not choice.options.tile:
             say(f"{job.name}: fitted here as a whole; --workers and --scheduler are for tiles")
 
-    def fit_one(small: Job, options: Options, where: str) -> np.ndarray:
+    def fit_one(small: Job, options: Options, where: str, **how) -> np.ndarray:
         keep = wishes.keep / where if wishes.keep else None
-        summary, restored = _within_memory(small, options, keep, wishes, say)
+        how = wishes.how | how
+        summary, restored = _within_memory(small, options, keep, wishes.cluster, say, **how)
         if summary.get("gave_up"):
             _give_up(small.name, wishes, say)
         return restored
 
+    def fit_all(small: Job, seeds: list[Options]) -> list[np.ndarray]:
+        names = [f"run{n + 1}" if len(seeds) > 1 else "" for n in range(len(seeds))]
+        works = [partial(fit_one, small, *each) for each in zip(seeds, names, strict=True)]
+        alone = len(seeds) == 1 or not wishes.cluster.here or wishes.how
+        count = 1 if alone else at_once(resolve(seeds[0])[0], lambda: small)
+        return list(run_all(works, count, say))
+
     how = (wishes.runs, wishes.draft, tell, wishes.declipping)
-    return own.denoise(job, wishes.given, fit_one, *how)
+    return own.denoise(job, wishes.given, fit_all, *how)
 
 
 def _within_memory(
-    job: Job, o: Options, keep: Path | None, wishes: Wishes, say: Callable
+    job: Job, o: Options, keep: Path | None, cluster: Cluster, say: Callable, **how
 ) -> tuple[dict, np.ndarray]:
     """``own.restore``; by tiles, ever smaller ones, where memory does not suffice otherwise."""
     begun = keep is not None and Run(keep).begun
     if begun:  # as it was begun, whatever memory there was then
         tile = Run(keep).config().get("tile") or o.tile
     else:
-        tile = _fitting(job.seen, o, o.tile, wishes.cluster)
+        tile = _fitting(job.seen, o, o.tile, cluster)
     while True:
         if tile != o.tile and not begun:
             say(f"{job.name}: not enough memory: goes on by tiles of {tile} pixels")
         given = {"tile": tile, "overlap": _overlap(o, tile)} if tile else {}
         try:
-            return own.restore(job, o, given, keep, wishes.cluster, wishes.cancelled)
+            return own.restore(job, o, given, keep, cluster, **how)
         except (MemoryError, RuntimeError) as error:
             side = tile or max(job.problem.size)
             # what a kept run had done by then is worth more than a try with smaller tiles
@@ -355,8 +366,8 @@ def _by_tiles(picture: Path, place: Path, wishes: Wishes, say: Callable) -> None
         return o, choice.deviation
 
     said, counts = denoise_file(
-        picture, place, choose, wishes.cluster, keep, kept, wishes.overwrite, wishes.cancelled,
-        wishes.declipping,
+        picture, place, choose, wishes.cluster, keep, kept, wishes.overwrite, wishes.declipping,
+        **wishes.how,
     )  # fmt: skip
     say(said)
     if counts.get("gave_up"):

@@ -228,20 +228,27 @@ class Checkpoints:
         After the last one they are heard at the end of the block, with all of it done.
         """
 
-        def note(*_):
+        def note():
             self.interrupted = True
 
-        try:
-            before = {s: signal.signal(s, note) for s in SIGNALS}
-        except ValueError:  # not the main thread: somebody else listens
-            before = {}
-        try:
+        with listening(note):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
         if self.interrupted:
             raise Kept
+
+
+@contextmanager
+def listening(note: Callable[[], None]):
+    """While in here the signals that ask to leave call ``note``, and do nothing else."""
+    try:
+        before = {s: signal.signal(s, lambda *_: note()) for s in SIGNALS}
+    except ValueError:  # not the main thread: somebody else listens
+        before = {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def peak_memory(device: torch.device, reset: bool = False) -> int:

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ from .callbacks import (
 from .cluster import Cluster
 from .errors import UserError, exit_status, silence_stdout
 from .files import cannot_write, check_inside
-from .fit import Result, State, fit
+from .fit import Fitting, Result, State, fit
 from .flags import Switches, parse
 from .needs import check as check_memory
 from .needs import too_large
@@ -149,20 +150,22 @@ def run_one(
     bar: bool = True,
     draw: bool = True,
     exact: bool = False,
+    fitting: Fitting = fit,
 ) -> tuple[dict, np.ndarray]:
     """Fit one picture and fill its run folder.
 
     ``cancelled`` is asked after every iteration; once true the run ends like an interrupted one,
     by KeyboardInterrupt after a checkpoint. ``bar``: whether a progress bar is shown on stderr.
     ``draw``: whether its two figures are drawn. ``exact``: whether the restored picture is kept to
-    the last digit.
+    the last digit. ``fitting``: carries out the fit, where it is not one by tiles.
 
     Raises UserError if another process writes in the folder. Returns what result.json holds, and
     the restored picture [C, H, W] in [0, 1].
     """
     device_name, precision = _where(o, switches)
     o = replace(o, device=device_name, precision=precision)
-    work = _run_tiled if getattr(o, "tile", 0) else _run_whole
+    tiled = getattr(o, "tile", 0)
+    work = _run_tiled if tiled else partial(_run_whole, fitting=fitting)
     with run.alone():
         run.begin(configuration(o, job, o.device, o.precision, labels), switches.overwrite)
         done = work(job, run, o, switches, say, cancelled, bar, exact)
@@ -180,6 +183,7 @@ def _run_whole(
     cancelled: Callable[[], bool] | None,
     bar: bool,
     exact: bool,
+    fitting: Fitting,
 ) -> tuple[dict, np.ndarray]:
     """``run_one`` in one piece."""
     device = torch.device(o.device)
@@ -203,7 +207,7 @@ def _run_whole(
     callbacks += [board] * (board is not None)
     with checkpoints.listening():
         try:
-            result = fit(state, o.num_iters, [*callbacks, checkpoints])
+            result = fitting(state, o.num_iters, [*callbacks, checkpoints])
         finally:
             progress.close()
             if board:

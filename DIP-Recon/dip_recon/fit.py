@@ -300,6 +300,15 @@ class Result:
         return self.stopped
 
 
+def jittered(s: State) -> Tensor:
+    """The network's input with this iteration's noise on it, [1, c, h, w]."""
+    if not s.jitter:
+        return s.z
+    # drawn in memory order: five times as fast as through the strides of channels_last
+    noise = torch.empty(s.z.numel(), device=s.z.device).normal_(generator=s.generator)
+    return s.z + s.jitter * noise.as_strided(s.z.shape, s.z.stride())
+
+
 def step(s: State) -> bool:
     """One iteration of min_θ loss(A(f_θ(z + ε)), y) (Ulyanov et al. 2018, equation 2).
 
@@ -308,11 +317,7 @@ def step(s: State) -> bool:
     lr = s.lr * s.schedule(s) * (s.backtracking.scale if s.backtracking else 1)
     for group in s.optimizer.param_groups:
         group["lr"] = lr
-    z = s.z
-    if s.jitter:
-        # drawn in memory order: five times as fast as through the strides of channels_last
-        noise = torch.empty(z.numel(), device=z.device).normal_(generator=s.generator)
-        z = z + s.jitter * noise.as_strided(z.shape, z.stride())
+    z = jittered(s)
     bf16 = torch.autocast(z.device.type, torch.bfloat16) if s.precision == "bf16" else nullcontext()
     with bf16:
         out = s.network(z)
@@ -345,6 +350,15 @@ def fit(state: State, iterations: int, callbacks: Sequence[Callable[[State], Non
         FloatingPointError: when the objective is no longer a finite number, and there is no guard,
             or no good state for it to go back to.
     """
+    iterate(state, iterations, callbacks)
+    return outcome(state)
+
+
+Fitting = Callable[..., Result]  # ``fit``, or what takes the same and does it elsewhere
+
+
+def iterate(state: State, iterations: float, callbacks: Sequence[Callable[[State], None]]) -> None:
+    """The loop itself, as ``fit`` says; the state is left where it ends."""
     state.network.train()
     began = time.perf_counter() - state.seconds
     if state.guard:
@@ -354,21 +368,40 @@ def fit(state: State, iterations: int, callbacks: Sequence[Callable[[State], Non
         state.iteration += 1
         state.seconds = time.perf_counter() - began
         try:
-            if state.stopped or state.iteration == iterations:
-                check_finite(state)
-            for watch in ([state.guard.look] if state.guard else []) + list(callbacks):
-                watch(state)
+            watch(state, iterations, callbacks)
         except FloatingPointError as trouble:
-            if not state.guard:
-                raise
-            goes_on = state.guard.go_back(state, trouble)
-            for callback in callbacks:
-                if hasattr(callback, "gone_back"):
-                    callback.gone_back(state)
-            if not goes_on and state.out is None:
-                raise
-            if not goes_on:
+            if not put_back(state, trouble, callbacks):
                 break
+
+
+def watch(state: State, iterations: float, callbacks: Sequence[Callable[[State], None]]) -> None:
+    """Have all look that are to look after an iteration; FloatingPointError if the fit is lost."""
+    if state.stopped or state.iteration == iterations:
+        check_finite(state)
+    for look in ([state.guard.look] if state.guard else []) + list(callbacks):
+        look(state)
+
+
+def put_back(
+    state: State, trouble: FloatingPointError, callbacks: Sequence[Callable[[State], None]]
+) -> bool:
+    """Have the guard go back, and the callbacks told; False if it gives up.
+
+    Raises ``trouble`` where there is no guard, or nothing for it to go back to.
+    """
+    if not state.guard:
+        raise trouble
+    goes_on = state.guard.go_back(state, trouble)
+    for callback in callbacks:
+        if hasattr(callback, "gone_back"):
+            callback.gone_back(state)
+    if not goes_on and state.out is None:
+        raise trouble
+    return goes_on
+
+
+def outcome(state: State) -> Result:
+    """What a fit leaves that has come to its end; FloatingPointError if it is no finite number."""
     check_finite(state)
     rule = state.stopping
     pictures = (state.full_size(p).clamp(0, 1) for p in (state.out, state.smoothed, rule.picture))

@@ -21,11 +21,13 @@ _CGROUPS = (  # the limit of a container and what it uses, of version 2 and of v
 def free(device: torch.device | None = None) -> int:
     """Bytes that are free on the card, or by default in this machine; ``UNKNOWN`` if none tells.
 
-    In this machine: what /proc/meminfo says is available, or what the limits of its container
-    (cgroup) and of this process (RLIMIT_AS) leave, whichever is less.
+    On the card: with what torch has put by for what comes next. In this machine: what
+    /proc/meminfo says is available, or what the limits of its container (cgroup) and of this
+    process (RLIMIT_AS) leave, whichever is less.
     """
     if device is not None and device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        put_by = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + put_by
     return min(_available(), _of_container(), _of_process())
 
 

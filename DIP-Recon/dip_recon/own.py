@@ -71,7 +71,7 @@ def job_of_array(y: np.ndarray) -> Job:
 DRAFT = 32  # pixels a side from which a draft is made at half the size
 # of a draft, unless told; without noise on its input a fit gets as far in half the iterations
 DRAFTED = {"dim": [32], "num_iters": 250, "exp_weight": 0.95, "reg_noise_std": 0.0}
-FitOne = Callable[[Job, Options, str], np.ndarray]
+FitAll = Callable[[Job, list[Options]], list[np.ndarray]]
 
 
 @dataclass
@@ -91,7 +91,7 @@ class Denoised:
 def denoise(
     job: Job,
     given: dict,
-    fit_one: FitOne,
+    fit_all: FitAll,
     runs: int = 1,
     draft: bool = False,
     tell: Callable[[auto.Choice], None] = lambda choice: None,
@@ -99,10 +99,10 @@ def denoise(
 ) -> Denoised:
     """Choose for a noisy picture, and carry it out.
 
-    given: options that are not to be chosen. fit_one: fits a job with options and gives the picture
-        [C, H, W]; its third argument is where, under the run's folder. runs: so many seeds, whose
-        mean is the result. draft: the picture of half the size is restored; detail comes back as
-        far as it rises above the noise. tell: is given the choice before it is carried out.
+    given: options that are not to be chosen. fit_all: fits a job with each of several options and
+        gives the pictures [C, H, W]. runs: so many seeds, whose mean is the result. draft: the
+        picture of half the size is restored; detail comes back as far as it rises above the noise.
+        tell: is given the choice before it is carried out.
     Raises UserError for options or a picture that will not do.
     """
     original = job.problem.y[0].numpy()
@@ -125,12 +125,11 @@ def denoise(
     fitted = replace(job, problem=problem, seen=small)
     if draft:
         fitted = replace(fitted, digest=f"{job.digest}, halved", like=None)
-    pictures = []
     began = time.perf_counter()
-    for n in range(runs):
-        options = replace(choice.options, seed=choice.options.seed + n)
-        found = fit_one(fitted, options, f"run{n + 1}" if runs > 1 else "")
-        pictures.append(_with_detail(found, y) if draft else found)
+    seeds = [replace(choice.options, seed=choice.options.seed + n) for n in range(runs)]
+    pictures = fit_all(fitted, seeds)
+    if draft:
+        pictures = [_with_detail(found, y) for found in pictures]
     mean = pictures[0] if runs == 1 else np.mean(pictures, axis=0, dtype=np.float32)
     # a draft has put back by itself what is not noise
     restored, weight = (mean, 1.0) if draft else noise.drawn_back(mean, y, choice.deviation)
@@ -229,14 +228,13 @@ def restore(
     given: dict,
     keep: Path | None,
     cluster: Cluster | None = None,
-    cancelled: Callable[[], bool] | None = None,
+    **how,
 ) -> tuple[dict, np.ndarray]:
     """Fit ``job``; its summary and the restored picture [C, H, W].
 
     keep: the run folder. One that holds a run of the same picture and settings is gone on with, or
         what it found is taken; without one nothing is kept.
-    cluster: where tiles are computed, if there are any. cancelled: as for ``run_one``; no bar is
-        shown with it.
+    cluster: where tiles are computed, if there are any. how: more for ``run_one``.
     """
     options, _ = resolve(replace(options, **given))
     options.validate()
@@ -247,7 +245,6 @@ def restore(
     def fitted(run: Run) -> tuple[dict, np.ndarray]:
         models.check_size(options.model_type, **network_settings(job, options))
         kept = {"draw": keep is not None, "exact": keep is not None}
-        how = {"cancelled": cancelled, "bar": cancelled is None}
         return run_one(job, run, options, switches, lambda line: None, **kept, **how)
 
     if keep is None:

@@ -245,7 +245,7 @@ class Run:
         """``state``: nested dicts and lists of tensors, numbers and strings."""
         # through memory: torch tells a full disk as a RuntimeError without a name
         content = io.BytesIO()
-        torch.save(state, content)
+        torch.save(_apart(state), content)
         with atomic(self.folder / "checkpoint.pt") as path:
             path.write_bytes(content.getbuffer())
 
@@ -372,6 +372,18 @@ class Run:
         paths = (self.folder / "snapshots").glob("[0-9]*.png")
         found = {int(p.stem): self.file(f"snapshots/{p.name}") for p in paths if _is_count(p.stem)}
         return dict(sorted(found.items()))
+
+
+def _apart(value):
+    """``value`` with copies of those tensors in it, in dicts and lists too, that are a part of a
+    larger one: that would be saved with them."""
+    if isinstance(value, dict):
+        return {k: _apart(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_apart(v) for v in value]
+    if isinstance(value, torch.Tensor) and value.nbytes < value.untyped_storage().nbytes():
+        return value.clone()
+    return value
 
 
 def find(folder: str | Path) -> list[Run]:

@@ -139,7 +139,7 @@ def _carry_out(
     """
     failed, given_up, began = 0, 0, time.perf_counter()
     try:
-        for n, outcome in enumerate(outcomes(left, switches, cluster), 1):
+        for n, outcome in enumerate(outcomes(left, switches, cluster, say), 1):
             failed += outcome.error is not None
             given_up += bool((outcome.result or {}).get("gave_up"))
             passed = time.perf_counter() - began

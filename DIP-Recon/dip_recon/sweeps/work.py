@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from ..cluster import Cluster
@@ -17,6 +17,9 @@ from ..errors import UserError
 from ..experiment import Plan, closing, open_log, run_one
 from ..flags import Switches
 from ..runs import make_folder
+from ..together import at_once, run_together
+
+FAILURES = (UserError, FloatingPointError, MemoryError, OSError, RuntimeError)  # of one run alone
 
 
 @dataclass
@@ -33,9 +36,17 @@ class Outcome:
 
 
 def carry_out(
-    plan: Plan, cancelled: Callable[[], bool] | None = None, *, switches: Switches, bar: bool = True
+    plan: Plan,
+    cancelled: Callable[[], bool] | None = None,
+    *,
+    switches: Switches,
+    bar: bool = True,
+    **how,
 ) -> Outcome:
-    """Do one run, unless it is finished; what goes wrong with it is told, not raised."""
+    """Do one run, unless it is finished; what goes wrong with it is told, not raised.
+
+    how: more for ``run_one``.
+    """
     began = time.perf_counter()
     try:
         if plan.run.finished and not switches.overwrite:
@@ -44,18 +55,65 @@ def carry_out(
         with open_log(plan.run.folder / "log.txt", show=False) as say:
             result, _ = run_one(
                 plan.job(), plan.run, plan.options, switches, say,
-                labels=plan.labels, cancelled=cancelled, bar=bar,
+                labels=plan.labels, cancelled=cancelled, bar=bar, **how,
             )  # fmt: skip
             say(closing(result))
-    except (UserError, FloatingPointError, MemoryError, OSError, RuntimeError) as error:
+    except FAILURES as error:
         return Outcome(plan, error=f"{type(error).__name__}: {error}".splitlines()[0])
     return Outcome(plan, result, seconds=time.perf_counter() - began)
 
 
-def outcomes(plans: list[Plan], switches: Switches, cluster: Cluster) -> Iterator[Outcome]:
-    """Compute the runs, and tell of each when it is done: in order here, else as they come."""
+def batches(plans: list[Plan]) -> Iterator[list[Plan]]:
+    """Runs of one picture that differ in the seed alone, as many as are done at once."""
+    alike: dict[str, list[Plan]] = {}
+    keys = [repr((plan.item, replace(plan.options, seed=0))) for plan in plans]
+    for key, plan in zip(keys, plans, strict=True):
+        alike.setdefault(key, []).append(plan)
+    counts: dict[str, int] = {}
+    places = dict.fromkeys(alike, 0)
+    for key, plan in zip(keys, plans, strict=True):
+        group, place = alike[key], places[key]
+        places[key] += 1
+        if key not in counts:
+            counts[key] = _at_once(plan) if len(group) > 1 else 1
+        if place % counts[key] == 0:
+            yield group[place : place + counts[key]]
+
+
+def _at_once(plan: Plan) -> int:
+    try:
+        return at_once(plan.options, plan.job)
+    except FAILURES:  # the runs will tell
+        return 1
+
+
+def _carried_out(
+    plans: list[Plan], switches: Switches, cluster: Cluster, say: Callable
+) -> Iterator[tuple[Plan, Outcome | Exception]]:
     work = partial(carry_out, switches=switches, bar=cluster.here)
-    for plan, outcome in cluster.each(work, plans):
+    if not cluster.here:
+        yield from cluster.each(work, plans)
+        return
+
+    def work_all(batch: list[Plan], _) -> list[Outcome]:
+        if len(batch) == 1:
+            return [work(batch[0])]
+        began = time.perf_counter()
+        found = run_together([partial(work, plan) for plan in batch], say)
+        share = (time.perf_counter() - began) / len(batch)
+        return [replace(one, seconds=share) if one.seconds else one for one in found]
+
+    for batch, found in cluster.each(work_all, batches(plans)):
+        yield from zip(batch, found, strict=True)
+
+
+def outcomes(
+    plans: list[Plan], switches: Switches, cluster: Cluster, say: Callable
+) -> Iterator[Outcome]:
+    """Compute the runs, and tell of each when it is done: in order here, or so many at once; else
+    as they come. say: is told where memory does not suffice for so many.
+    """
+    for plan, outcome in _carried_out(plans, switches, cluster, say):
         if isinstance(outcome, Exception):
             line = f"{type(outcome).__name__}: {outcome}".splitlines()[0]
             outcome = Outcome(plan, error=line)

@@ -42,8 +42,9 @@ def denoise_file(
     keep: Path,
     kept: bool = True,
     overwrite: bool = False,
-    cancelled: Callable[[], bool] | None = None,
     declipping: bool = True,
+    cancelled: Callable[[], bool] | None = None,
+    bar: bool = True,
 ) -> tuple[str, dict]:
     """Denoise a picture of any size by tiles, from file to file.
 
@@ -53,7 +54,8 @@ def denoise_file(
         and the noise level (0–255) that no tile is to go beyond; None for a picture to be left as
         it is. overwrite: replace ``output``.
     Finished tiles stay in ``keep`` until the result is written: the same command goes on there.
-    kept: whether what else is there stays. cancelled: as for ``run_one``; no bar is shown with it.
+    kept: whether what else is there stays. declipping: put right what clipping has done to the
+    noise's mean. cancelled, bar: as for ``run_one``.
     A TIFF or Zarr is read and written by windows, so that memory does not grow with the picture.
     """
     run = Run(keep)
@@ -95,7 +97,7 @@ def denoise_file(
             # made first, so that a full disk or a bad name shows before hours of fitting
             large.create_sink(output, **kind).suspend()
             run.begin(config, overwrite=False)
-            tiles.fit(cluster, cancelled is None, cancelled)
+            tiles.fit(cluster, bar, cancelled)
             ends = Declipping()
             for window, restored in tiles.blended() if declipping else ():
                 ends.add(restored, source.read(*window))

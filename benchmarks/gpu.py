@@ -1,0 +1,201 @@
+"""What a GPU makes of it, in under ten minutes; `step.py` has what is the same on every machine.
+
+    python benchmarks/gpu.py FOLDER [--parts formats together memory quality] [--minutes 9]
+
+- formats: a step of the 5-scale network at 512² in float32, bfloat16 and with channels_last against
+  the published one, and against that one with SSIM on the CPU at every iteration.
+- together: the steps of 4, 8 and 16 seeds of a picture as one batch against the same in turn.
+- memory: bytes that a fit takes at most against what `needs.needed` reckons.
+- quality: PSNR after the same iterations of four seeds, in turn and as one batch.
+
+FOLDER/gpu.csv is written after every part. Variants take turns, so that a change of the machine's
+speed meets all; seconds are the clock's. What `--minutes` leave no time for is left out, and said.
+`--smoke` runs all of it small, on a CPU too, to see that it runs: its figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import step as single
+import torch
+
+from dip_recon import metrics, needs
+from dip_recon.callbacks import peak_memory
+from dip_recon.errors import out_of_memory
+from dip_recon.fit import State, choose, fit, step
+from dip_recon.problem import Problem
+from dip_recon.tasks import Job
+from dip_recon.together import Batch, fit_together, stackable
+
+PARTS = ("formats", "together", "memory", "quality")
+
+
+def each(a, part: str, cases: list[tuple], measure: Callable) -> None:
+    """``measure`` of every case, as long as there is time and memory for it."""
+    for case in cases:
+        if time.monotonic() > a.until:
+            single.note(part, left_out=f"{case}: no time left")
+            continue
+        try:
+            measure(*case)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            single.note(part, left_out=f"{case}: not enough memory")
+
+
+def in_turns(variants: dict[str, tuple[Callable, State]], a) -> dict[str, tuple[float, ...]]:
+    """Seconds of each variant's work, median, and least, median and most of its ratio to the
+    first's."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for n in range(a.rounds + 1):
+        for name, (work, s) in variants.items():
+            passed = single.timed(lambda s, work=work: [work(s) for _ in range(a.steps)], s)
+            if n:  # the first is not like the others
+                seconds[name].append(passed / a.steps)
+    first = next(iter(seconds.values()))
+    found = {}
+    for name, passed in seconds.items():
+        ratios = [b / a for a, b in zip(first, passed, strict=True)]
+        middle = statistics.median(ratios)
+        found[name] = (statistics.median(passed), min(ratios), middle, max(ratios))
+    return found
+
+
+def tell(part: str, found: dict[str, tuple[float, ...]], **what) -> None:
+    for variant, (seconds, least, middle, most) in found.items():
+        single.note(
+            part, **what, variant=variant, seconds=f"{seconds:.5f}",
+            steps_a_second=f"{what.get('fits', 1) / seconds:.2f}", ratio_min=f"{least:.3f}",
+            ratio_median=f"{middle:.3f}", ratio_max=f"{most:.3f}",
+        )  # fmt: skip
+
+
+def formats(a) -> None:
+    def with_ssim(s: State) -> None:
+        single.plain_step(s)
+        metrics.ssim(s.smoothed.cpu(), s.problem.x.cpu())
+
+    def measure(size: int) -> None:
+        def made(precision: str) -> State:
+            return single.state("DIP_orig", size, precision)[0]
+
+        last = made("fp32")
+        last.network.to(memory_format=torch.channels_last)
+        last.z = last.z.contiguous(memory_format=torch.channels_last)
+        variants = {
+            "published": (single.plain_step, single.plain(made("fp32"))),
+            "published, SSIM each iteration": (with_ssim, single.plain(made("fp32"))),
+            "ours, as it chooses": (step, made("auto")),
+            "ours, float32": (step, made("fp32")),
+            "ours, float32, channels_last": (step, last),
+        }
+        tell("formats", in_turns(variants, a), network="DIP_orig", size=size)
+
+    each(a, "formats", [(64,)] if a.smoke else [(256,), (512,)], measure)
+
+
+def together(a) -> None:
+    def measure(name: str, dim: int | None, size: int, count: int) -> None:
+        more = {"dim": [dim]} if dim else {}
+
+        def seeds() -> list[State]:
+            return [single.state(name, size, "auto", seed, **more)[0] for seed in range(count)]
+
+        alone, states = seeds(), seeds()
+        what = {"network": name, "width": dim, "size": size, "fits": count}
+        if not stackable(states):
+            single.note("together", **what, left_out="not to be batched")
+            return
+        peak_memory(states[0].z.device, reset=True)
+        joint = Batch(states).stack()
+        variants = {
+            "in turn": (lambda _: [step(s) for s in alone], joint),
+            "together": (step, joint),
+        }
+        found = in_turns(variants, a)
+        tell("together", found, **what)
+        taken = peak_memory(joint.z.device)
+        single.note("together", **what, variant="both", megabytes=round(taken / 1e6))
+
+    cases = [("DIP_2_scaled", 32, 128), ("DIP_2_scaled", 64, 256), ("DIP_orig", None, 256)]
+    cases = [("DIP_2_scaled", 4, 32)] if a.smoke else cases
+    counts = (2,) if a.smoke else (4, 8, 16)
+    each(a, "together", [(*case, count) for case in cases for count in counts], measure)
+
+
+def memory(a) -> None:
+    def measure(name: str, size: int, precision: str) -> None:
+        before = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+        s, o = single.state(name, size, precision, **({"dim": [4]} if a.smoke else {}))
+        job = Job("picture", Problem.denoising(s.problem.y.cpu()), None, "")
+        reckoned = needs.needed(job, o)
+        peak_memory(s.z.device, reset=True)
+        fit(s, 3)
+        taken = peak_memory(s.z.device) - before
+        single.note(
+            "memory", network=name, size=size, precision=precision, megabytes=round(taken / 1e6),
+            reckoned=round(reckoned / 1e6), share=f"{taken / reckoned:.2f}",
+        )  # fmt: skip
+
+    names = ("DIP_2_scaled",) if a.smoke else ("DIP_2_scaled", "DIP_orig", "ConvDecoder", "PG_DIP")
+    sizes = (32,) if a.smoke else (256, 512, 1024)
+    precisions = ("fp32",) if a.smoke else ("fp32", "bf16")
+    each(a, "memory", [(n, s, p) for n in names for s in sizes for p in precisions], measure)
+
+
+def quality(a) -> None:
+    from skimage import data
+
+    side, count, width = (32, 10, 4) if a.smoke else (128, 600, 32)
+
+    def measure(name: str) -> None:
+        picture = single.noisy(getattr(data, name)(), side)
+
+        def seeds() -> list[State]:
+            given = {"dim": [width], "picture": picture}
+            return [single.state("DIP_2_scaled", side, "auto", n, **given)[0] for n in range(4)]
+
+        states = seeds()
+        alone = [metrics.psnr(fit(s, count).ema, s.problem.x) for s in seeds()]
+        found = fit_together(states, count, [[] for _ in states])
+        for seed, (psnr, s, result) in enumerate(zip(alone, states, found, strict=True)):
+            single.note(
+                "quality", picture=name, seed=seed, in_turn=f"{psnr:.3f}",
+                together=f"{metrics.psnr(result.ema, s.problem.x):.3f}",
+            )  # fmt: skip
+
+    each(a, "quality", [("chelsea",)] if a.smoke else [("chelsea",), ("astronaut",)], measure)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="where gpu.csv goes; made if it is not there")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--minutes", type=float, default=9.0, help="begin nothing after so many")
+    parser.add_argument("--smoke", action="store_true", help="small: to see that it runs")
+    a = parser.parse_args(argv)
+    device, precision = choose()
+    if device.type != "cuda" and not a.smoke:
+        print("needs a card, and torch sees none here; --smoke shows whether it runs")
+        return 2
+    a.until = time.monotonic() + 60 * a.minutes
+    a.rounds, a.steps = (1, 1) if a.smoke else (a.rounds, 5)
+    a.folder.mkdir(parents=True, exist_ok=True)
+    single.ROWS.clear()
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "a CPU, small: no figures"
+    single.note("machine", device=name, precision=precision, torch=torch.__version__)
+    for part in a.parts:
+        globals()[part](a)
+        single.write(a.folder / "gpu.csv")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
