@@ -121,7 +121,7 @@ def _means(mean: np.ndarray, deviation: np.ndarray, n: np.ndarray, at_end: np.nd
         return None
     counts = to_other > 2  # the other end has hardly any say in it
     slope, start = 0.0, level**2
-    if counts.sum() > 2:
+    if counts.sum() > 2 and np.ptp(true[counts]) > 0.1:
         slope, start = np.polyfit(true[counts], sigma[counts] ** 2, 1, w=np.sqrt(n[counts]))
     sigma = np.sqrt(np.maximum(start + slope * TRUE, (0.2 * level) ** 2))
     means = np.interp(TRUE / sigma, _T, _MEAN) * sigma
