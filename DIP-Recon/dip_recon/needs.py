@@ -19,7 +19,7 @@ from .tasks import Job
 
 # What allocators keep, and convolutions lay out anew, beyond the tensors there are at once: as
 # measured on a CPU, see tests/test_needs.py; on a card it was not measured.
-WASTE = {"cpu": 1.7, "cuda": 1.3}
+WASTE = {"cpu": 1.6, "cuda": 1.3}
 # Of the weights: they, their gradients, two moments, the guard's copy of three of these, and what
 # convolutions lay out anew.
 COPIES = 8
