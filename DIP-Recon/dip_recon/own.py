@@ -290,7 +290,8 @@ def demo(folder: Path) -> str:
     again = Switches(overwrite=True)
     summary, restored = run_one(job, run, options, again, lambda line: None, draw=False)
     restored, said = declipped(restored, job.problem.y[0].numpy())
-    print(said)
+    if said:
+        print(said)
     images.write(run.folder / "restored.png", restored, like=job.like)
     summary["psnr_stopped"] = metrics.psnr(tensor(restored), job.problem.x)
     summary["ssim_stopped"] = metrics.ssim(tensor(restored), job.problem.x)
