@@ -90,7 +90,7 @@ class Declipping:
         ends = [name for name, level in zip(("black", "white"), self.level, strict=True) if level]
         if not ends:
             return ""
-        return f"noise clipped at {' and '.join(ends)} had shifted their mean: put right"
+        return f"noise clipped at {' and '.join(ends)} had shifted the mean there: put right"
 
 
 def declipped(restored: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, str]:

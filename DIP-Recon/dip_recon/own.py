@@ -102,7 +102,8 @@ def denoise(
     given: options that are not to be chosen. fit_all: fits a job with each of several options and
         gives the pictures [C, H, W]. runs: so many seeds, whose mean is the result. draft: the
         picture of half the size is restored; detail comes back as far as it rises above the noise.
-        tell: is given the choice before it is carried out.
+        tell: is given the choice before it is carried out. declipping: put right what clipping has
+        done to the noise's mean, but in a draft.
     Raises UserError for options or a picture that will not do.
     """
     original = job.problem.y[0].numpy()
