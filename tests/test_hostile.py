@@ -1,5 +1,6 @@
 """Files from strangers: what they claim, where they lead, and what they would have run."""
 
+import gzip
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -181,6 +183,71 @@ def test_a_zarr_does_not_run_what_it_holds(tmp_path, codecs):
 
     refused(read, "a.zarr", "pickle")
     assert not (tmp_path / "run").exists()
+
+
+SWOLLEN = bytes(2**25)
+# no size in the header, and 200 blocks of 128 kB of one byte: RFC 8878
+ZSTD_STREAM = b"\x28\xb5\x2f\xfd\x00\x48" + 199 * b"\x02\x00\x10\0" + b"\x03\x00\x10\0"
+
+
+@pytest.mark.parametrize("name", ["blosc", "bz2", "gzip", "lz4", "lzma", "zlib", "zstd"])
+def test_a_chunk_of_a_zarr_that_swells(tmp_path, name):
+    pytest.importorskip("zarr")
+    numcodecs = pytest.importorskip("numcodecs")
+    path = zarr_of(tmp_path / "a.zarr", {"id": name})
+    codec = numcodecs.get_codec({"id": name})
+    fine = np.arange(64, dtype="u1").reshape(8, 8)
+    contents = [codec.encode(SWOLLEN)]
+    contents += [ZSTD_STREAM] if name == "zstd" else []
+    contents += [2 * codec.encode(SWOLLEN[:600_000])] if name in ("bz2", "gzip") else []
+    for content in contents:
+        (path / "0.0").write_bytes(content)
+        with (
+            mock.patch.object(type(codec), "decode", side_effect=AssertionError),
+            large.open_source(path) as source,
+        ):
+            refused(lambda source=source: source.read(0, 8, 0, 8), "a.zarr", "swells", name)
+    (path / "0.0").write_bytes(codec.encode(fine))
+    with large.open_source(path) as source:
+        assert np.allclose(source.read(0, 8, 0, 8).squeeze() * 255, fine)
+
+
+def test_a_chunk_in_a_shard_that_swells(tmp_path):
+    pytest.importorskip("zarr")
+    codecs = [{"name": "bytes"}, {"name": "gzip", "configuration": {"level": 5}}]
+    sharding = {
+        "chunk_shape": [8, 8], "codecs": codecs, "index_location": "end",
+        "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
+    }  # fmt: skip
+    grid = {"name": "regular", "configuration": {"chunk_shape": [8, 8]}}
+    described = {
+        "zarr_format": 3, "node_type": "array", "shape": [8, 8], "data_type": "uint8",
+        "chunk_grid": grid, "fill_value": 0, "attributes": {},
+        "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+    }  # fmt: skip
+    shard = tmp_path / "a.zarr" / "c" / "0" / "0"
+    shard.parent.mkdir(parents=True)
+    (tmp_path / "a.zarr" / "zarr.json").write_text(json.dumps(described))
+    for content in (SWOLLEN, bytes(range(64))):
+        held = gzip.compress(content)
+        shard.write_bytes(held + struct.pack("<QQ", 0, len(held)))
+        with large.open_source(tmp_path / "a.zarr") as source:
+            if content is SWOLLEN:
+                refused(lambda s=source: s.read(0, 8, 0, 8), "a.zarr", "swells", "gzip")
+            else:
+                assert np.allclose(source.read(0, 8, 0, 8).ravel() * 255, list(content))
+
+
+def test_a_chunk_of_a_zarr_larger_than_memory(tmp_path, monkeypatch):
+    zarr = pytest.importorskip("zarr")
+    zarr.create_array(str(tmp_path / "a.zarr"), shape=(8, 8), chunks=(8, 8), dtype="u1",
+                      compressors=None)[:] = 3  # fmt: skip
+    with (tmp_path / "a.zarr" / "c" / "0" / "0").open("r+b") as file:
+        file.truncate(10**6)
+    with large.open_source(tmp_path / "a.zarr") as source:
+        monkeypatch.setattr(memory, "free", lambda device=None: 10**5)
+        refused(lambda: source.read(0, 8, 0, 8), "a.zarr", "1000000 bytes")
 
 
 def test_a_zarr_of_absurd_chunks(tmp_path):

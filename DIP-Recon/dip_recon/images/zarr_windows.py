@@ -14,6 +14,7 @@ import numpy as np
 from .. import memory
 from ..errors import UserError
 from ..files import cannot_write
+from . import zarr_codecs
 from .picture import Kind
 from .quiet import quiet
 from .windows import TYPES, Sink, Source, damaged, kind_of, other_picture, temporary_name
@@ -22,6 +23,7 @@ _CHUNK = 512  # pixels a side in what is written
 _MARKS = ("zarr.json", ".zarray", ".zgroup")
 _METADATA = 2**24  # bytes of a file of it
 _COPIES = 3  # of a chunk, while it is read
+_INDEX = 16  # bytes of a shard's index for each chunk in it
 _CODECS = {
     "blosc", "bytes", "bz2", "crc32c", "delta", "gzip", "lz4", "lzma", "sharding_indexed",
     "shuffle", "transpose", "zlib", "zstd",
@@ -48,9 +50,11 @@ class ZarrSource(Source):
 
     def __init__(self, path: Path) -> None:
         try:
-            with quiet():
+            with quiet(), zarr_codecs.bounding(_zarr(path)):
                 array, axes, alpha = _picture(path)
                 _check_codecs(path, array)
+                if array.metadata.zarr_format == 2:
+                    zarr_codecs.bound(array)
         except (UserError, MemoryError):
             raise
         except Exception as error:  # whatever zarr raises on bytes from outside
@@ -107,7 +111,8 @@ def _store(path: Path, zarr: ModuleType):
                     raise ValueError(f"the link {key} leads out of it")
                 if not file.is_file():
                     raise ValueError(f"{key} is not a file")
-                if file.name in metadata and file.stat().st_size > _METADATA:
+                most = _METADATA if file.name in metadata else memory.free()
+                if byte_range is None and file.stat().st_size > most:
                     raise ValueError(f"{key} has {file.stat().st_size} bytes")
             return await super().get(key, prototype, byte_range)
 
@@ -142,6 +147,7 @@ def _check_chunks(path: Path, array) -> None:
     """Raise UserError where reading a single chunk takes more memory than there is."""
     sides = getattr(array, "shards", None) or array.chunks
     needed = _COPIES * math.prod(sides) * array.dtype.itemsize
+    needed += _INDEX * math.prod(sides) // max(math.prod(array.chunks), 1)
     free = memory.free()
     if needed > free:
         raise UserError(
