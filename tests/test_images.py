@@ -6,6 +6,7 @@ import os
 import struct
 import tempfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 
 from dip_recon import images
 from dip_recon.images.encoding import encode_png16
+from dip_recon.images.picture import Kind
 
 rng = np.random.default_rng(0)
 GREY8 = rng.integers(0, 256, (31, 37), dtype=np.uint8)
@@ -302,6 +304,34 @@ def test_colour_profile_is_carried_over(tmp_path):
             assert images.read(tmp_path / f"b{suffix}").kind.icc == icc
 
 
+def test_what_the_camera_noted_is_carried_over(tmp_path):
+    exif = Image.Exif()
+    exif[0x0110], exif[0x0112] = "A camera", 6  # held on its side
+    exif.get_ifd(0x8769).update({0x9003: "2026:11:21 10:00:00", 0xA002: 80, 0x927C: b"maker's own"})
+    exif.get_ifd(0x8825)[1] = "N"
+    for source in ("a.png", "a.jpg", "a.webp"):
+        pil(tmp_path / source, RGB8, exif=exif)
+        picture = images.read(tmp_path / source)
+        deep = replace(picture, kind=replace(picture.kind, bits=16))
+        written = [(".png", picture), (".jpg", picture), (".webp", picture), (".png", deep)]
+        for suffix, like in written:
+            images.write(tmp_path / f"b{suffix}", picture.data, like=like)
+            with Image.open(tmp_path / f"b{suffix}") as image:
+                found = image.getexif()
+                assert dict(found.get_ifd(0x8769)) == {0x9003: "2026:11:21 10:00:00"}
+                assert found[0x0110] == "A camera" and found.get_ifd(0x8825)[1] == "N"
+                assert 0x0112 not in found and image.size == (31, 37)
+            assert images.read(tmp_path / f"b{suffix}").kind.exif == picture.kind.exif
+        images.write(tmp_path / "b.tif", picture.data, like=picture)
+        assert images.read(tmp_path / "b.tif").kind.exif is None
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"Exif\0\0MM\0*\xff\xff\xff\xff"])
+def test_damaged_notes_of_a_camera_are_left(tmp_path, content):
+    pil(tmp_path / "a.jpg", RGB8, exif=content)
+    assert images.read(tmp_path / "a.jpg").kind.exif is None
+
+
 def test_values_are_rounded_and_clipped(tmp_path):
     values = np.array([[[-1, 0.4 / 255, 0.6 / 255, 254.4 / 255, 254.6 / 255, 2]]])
     for call in (images.write, images.save_png):
@@ -370,7 +400,7 @@ TIFF8_LZW = pil_bytes("TIFF", RGB8, compression="tiff_lzw")
 TIFF16 = tiff_bytes(RGB16)
 TIFF16_ZIP = tiff_bytes(RGB16, compression="zlib")
 SAMPLES = struct.pack("<HHIH", 277, 3, 1, 3), struct.pack("<HHIH", 277, 3, 1, 2048)
-PNG16 = encode_png16(RGB16, None)
+PNG16 = encode_png16(RGB16, Kind("rgb", 16))
 
 BAD = {
     "empty.png": (b"", "empty"),

@@ -207,6 +207,17 @@ def test_grey_deep_and_transparent_pictures_look_alike(tmp_path):
         assert level_of(tmp_path / "page", shown[name]) == pytest.approx(level, abs=0.003)
 
 
+def test_where_a_picture_was_taken_is_not_published(tmp_path):
+    run = run_of(tmp_path / "runs")
+    exif = Image.Exif()
+    exif[0x0110] = "Somebody's camera"
+    Image.new("RGB", (32, 24), (51, 51, 51)).save(run.folder / "restored.png", exif=exif)
+    assert b"Somebody" in (run.folder / "restored.png").read_bytes()
+    report.write([tmp_path / "runs"], tmp_path / "page")
+    for path in (tmp_path / "page").rglob("*.png"):
+        assert b"Somebody" not in path.read_bytes()
+
+
 def test_super_resolution(tmp_path):
     run = run_of(tmp_path / "runs")
     images.save_png(run.folder / "noisy.png", flat(0.7, (6, 8)))

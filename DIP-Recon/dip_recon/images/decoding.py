@@ -6,6 +6,7 @@ import lzma
 import struct
 import zlib
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +30,9 @@ _DECOMPRESSORS = {
     tifffile.COMPRESSION.DEFLATE: zlib.decompressobj,
     tifffile.COMPRESSION.LZMA: partial(lzma.LZMADecompressor, memlimit=2**28),
 }
+_ORIENTATION, _CAMERA = 0x0112, 0x8769  # tags of EXIF
+_STALE = (0x927C, 0xA002, 0xA003)  # the maker's own, which points to where it lay; width and height
+_MOST_EXIF = 65_000  # bytes; a JPEG holds 65,533
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
 _TIFF_COLOURS = (
     tifffile.PHOTOMETRIC.MINISWHITE,
@@ -109,7 +113,29 @@ def _decode_pillow(image: Image.Image) -> Decoded:
     key = image.info.get("transparency")
     with quiet_libtiff() if image.format == "TIFF" else nullcontext():
         image.load()
-    image = ImageOps.exif_transpose(image)
+    upright, exif = ImageOps.exif_transpose(image), _exif(image)
+    values, alpha, kind = _samples(upright, key, icc)
+    return values, alpha, replace(kind, exif=exif)
+
+
+def _exif(image: Image.Image) -> bytes | None:
+    """What a camera noted, see ``Kind``; None if nothing, or nothing that can be read."""
+    if image.format == "TIFF":  # whose tags say how its samples lie
+        return None
+    try:
+        exif = image.getexif()
+        exif.pop(_ORIENTATION, None)
+        camera = exif.get_ifd(_CAMERA)
+        for tag in _STALE:
+            camera.pop(tag, None)
+        content = exif.tobytes() if exif else b""
+    except Exception:  # whatever Pillow raises on bytes from outside
+        return None
+    return content if 0 < len(content) < _MOST_EXIF else None
+
+
+def _samples(image: Image.Image, key, icc: bytes | None) -> Decoded:
+    """See ``decode``; key: the level or colour that stands for transparent, if one does."""
     mode = image.mode
     if mode.startswith("I"):  # 16-bit grey; "I" in older releases of Pillow
         values = np.asarray(image).astype(np.uint16)
@@ -163,7 +189,7 @@ def _decode_png16(path: Path, image: Image.Image) -> Decoded:
         if filled < height:
             raise ValueError(f"{filled} of {height} rows")
     samples = samples.reshape(height, width, info["planes"])  # [H, W, 2 | 3 | 4]
-    samples = _turn(samples, image.getexif().get(0x0112, 1))
+    samples = _turn(samples, image.getexif().get(_ORIENTATION, 1))
     values, alpha = samples, None
     if info["alpha"]:
         values, alpha = samples[..., :-1], samples[..., -1].copy()
@@ -171,7 +197,8 @@ def _decode_png16(path: Path, image: Image.Image) -> Decoded:
         key = (samples == np.array(reader.transparent, np.uint16)).all(-1)
         alpha = np.where(key, 0, 65535).astype(np.uint16)
     space = "grey" if info["greyscale"] else "rgb"
-    return values, alpha, Kind(space, 16, icc=image.info.get("icc_profile"))
+    kind = Kind(space, 16, icc=image.info.get("icc_profile"), exif=_exif(image))
+    return values, alpha, kind
 
 
 def _colour_type(path: Path) -> int:

@@ -31,7 +31,7 @@ def encode(data: np.ndarray, alpha: np.ndarray | None, kind: Kind, suffix: str) 
         if image is None:
             image = _image(samples, kind)
         return _encode_pillow(image, kind, suffix)
-    return encode_png16(samples, kind.icc)
+    return encode_png16(samples, kind)
 
 
 def tiff_page(
@@ -101,6 +101,8 @@ def _encode_pillow(image: Image.Image, kind: Kind, suffix: str) -> bytes:
     }.get(name, {})
     if kind.icc:
         options["icc_profile"] = kind.icc
+    if kind.exif:
+        options["exif"] = kind.exif
     if "transparency" in image.info:
         options["transparency"] = image.info["transparency"]
     buffer = io.BytesIO()
@@ -109,7 +111,7 @@ def _encode_pillow(image: Image.Image, kind: Kind, suffix: str) -> bytes:
     return buffer.getvalue()
 
 
-def encode_png16(samples: np.ndarray, icc: bytes | None) -> bytes:
+def encode_png16(samples: np.ndarray, kind: Kind) -> bytes:
     """A PNG of uint16 samples [H, W, 1…4] (grey, grey + alpha, RGB, RGBA), rows filtered "up"."""
     height, width, planes = samples.shape
     rows = np.ascontiguousarray(samples, ">u2").view(np.uint8).reshape(height, -1)  # bytes
@@ -118,8 +120,10 @@ def encode_png16(samples: np.ndarray, icc: bytes | None) -> bytes:
     filtered = np.concatenate([np.full((height, 1), 2, np.uint8), up], axis=1)
     colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[planes]
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0))]
-    if icc:
-        chunks.append((b"iCCP", b"icc\0\0" + zlib.compress(icc)))
+    if kind.icc:
+        chunks.append((b"iCCP", b"icc\0\0" + zlib.compress(kind.icc)))
+    if kind.exif:
+        chunks.append((b"eXIf", kind.exif.removeprefix(b"Exif\0\0")))
     chunks += [(b"IDAT", zlib.compress(filtered.tobytes(), 6)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))

@@ -19,6 +19,7 @@ HOLDS_ALPHA = (".png", ".webp", *_TIFF)
 HOLDS_PALETTE = HOLDS_ONE_BIT = (".png", ".bmp", *_TIFF)
 HOLDS_CMYK = (*_JPEG, *_TIFF)
 HOLDS_ICC = (".png", ".webp", *_JPEG, *_TIFF)
+HOLDS_EXIF = (".png", ".webp", *_JPEG)
 HOLDS_DEEP = (".png", *_TIFF)  # more than 8 bits a sample
 MAX_SIDE = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}
 
@@ -29,12 +30,14 @@ class Kind:
 
     space: "grey", "rgb", "palette" or "cmyk". bits: 1, 8 or 16 a sample; 16, 32 or 64 if
     ``floating``. icc: the colour profile, carried over unless the colours were converted (CMYK).
+    exif: what a camera noted (date, lens, place), without how it was held, which is applied.
     """
 
     space: str
     bits: int = 8
     floating: bool = False
     icc: bytes | None = field(default=None, repr=False)
+    exif: bytes | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         return f"{self.bits}-bit {'float ' if self.floating else ''}{self.space}"

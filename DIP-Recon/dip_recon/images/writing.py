@@ -17,6 +17,7 @@ from .picture import (
     HOLDS_ALPHA,
     HOLDS_CMYK,
     HOLDS_DEEP,
+    HOLDS_EXIF,
     HOLDS_ICC,
     HOLDS_ONE_BIT,
     HOLDS_PALETTE,
@@ -119,7 +120,8 @@ def _nearest_kind(like: Picture, data: np.ndarray, suffix: str) -> Kind:
     if bits == 1 and (suffix not in HOLDS_ONE_BIT or colours == 3 or like.alpha is not None):
         bits = 8
     icc = kind.icc if suffix in HOLDS_ICC and colours == len(like.data) else None
-    return Kind(space, bits, floating, icc)
+    exif = kind.exif if suffix in HOLDS_EXIF else None
+    return Kind(space, bits, floating, icc, exif)
 
 
 def _alpha_for(alpha: np.ndarray, size: tuple[int, int], kind: Kind) -> np.ndarray:

@@ -10,7 +10,7 @@ from .. import images
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PLAIN = ((8, 0), (8, 2))  # bits and colour type: 8-bit grey, 8-bit RGB
-_COLOURING = (b"iCCP", b"gAMA", b"cHRM", b"sRGB", b"cICP", b"tRNS")
+_CHUNKS = (b"IHDR", b"IDAT", b"IEND")
 
 
 class Pictures:
@@ -28,7 +28,8 @@ class Pictures:
         """Copy a PNG and return its address in the page; None where there is no such file.
 
         8-bit grey and RGB is copied as it is. What has 16 bits, transparency or a colour profile is
-        rewritten without, so that it looks the same beside pictures that never had any.
+        rewritten without, so that it looks the same beside pictures that never had any; and so is
+        what has notes in it: where a picture was taken is nobody's business who sees the page.
         """
         if not path.is_file():
             return None
@@ -51,7 +52,7 @@ class Pictures:
 
 
 def _is_plain(content: bytes) -> bool:
-    """Whether a PNG is 8-bit grey or RGB and says nothing of colours before its pixels."""
+    """Whether a PNG is 8-bit grey or RGB and holds nothing but pixels."""
     if not content.startswith(_SIGNATURE) or len(content) < 33:
         return False
     if struct.unpack(">BB", content[24:26]) not in _PLAIN:
@@ -59,9 +60,7 @@ def _is_plain(content: bytes) -> bool:
     at = len(_SIGNATURE)
     while at + 8 <= len(content):
         length, kind = struct.unpack(">I4s", content[at : at + 8])
-        if kind in _COLOURING:
+        if kind not in _CHUNKS:
             return False
-        if kind == b"IDAT":
-            return True
         at += length + 12  # length, kind, data, checksum
-    return False
+    return True
