@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from conftest import refused
 
-from dip_recon import auto, images, stopping
+from dip_recon import auto, images, operators, stopping
 from dip_recon.data import resolve
 from dip_recon.noise import add_gaussian
+from dip_recon.problem import Problem
 
 
 def crop(name: str, size: int = 128, at: int = 60) -> np.ndarray:
@@ -78,3 +80,29 @@ def test_noise_that_neighbours_share_goes_by_method_noise():
     y = (ramp + gaussian_filter(rough, (0, 1.2, 1.2))).clip(0, 1).astype(np.float32)
     choice = auto.denoising(y)
     assert choice.options.stopping == "AMNS" and "shared" in choice.reasons[0]
+
+
+def test_a_picture_with_holes_stops_by_pixels_held_out_while_there_are_enough():
+    def choice(side, **given):
+        mask = np.ones((side, side))
+        mask[3:8, 4:12] = 0
+        A = operators.Mask(mask)
+        y = A(torch.rand(1, 3, side, side))
+        return auto.filling(Problem(y, A, (side, side)), auto.INPAINTING, given)
+
+    large, small = choice(40), choice(20)
+    assert large.options.stopping == "held-out" and small.options.stopping == "fixed"
+    assert "held out" in large.reasons[0] and "2000 iterations at most" in large.reasons[0]
+    assert "10.0% of the pixels are missing, at most 3 from" in small.reasons[0]
+    assert choice(20, stopping="ES-WMV").options.stopping == "ES-WMV"
+    assert choice(40, num_iters=7, dim=[8]).options.dim == [8]
+    refused(lambda: choice(40, stopping="SMNS"), "is for denoising")
+
+
+def test_a_small_picture_is_told_its_noise():
+    y = noisy("chelsea", 15, size=48)
+    problem = Problem(torch.from_numpy(y)[None], operators.Downsample(2), (96, 96))
+    choice = auto.filling(problem, auto.SUPER_RESOLUTION)
+    assert float(choice.measured["noise level"].split()[0]) == pytest.approx(15, rel=0.25)
+    assert "48×48 to 96×96 pixels, noise level about 1" in choice.reasons[0]
+    assert choice.options.stopping == "held-out"

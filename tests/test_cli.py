@@ -21,8 +21,8 @@ from dip_recon.noise import add_gaussian
 def small(monkeypatch):
     """The same settings with narrow networks and few iterations."""
     for name in ("INPAINTING", "SUPER_RESOLUTION"):
-        options = getattr(own, name)
-        monkeypatch.setattr(own, name, own.replace(options, dim=[8], num_iters=4))
+        options = getattr(auto, name)
+        monkeypatch.setattr(auto, name, own.replace(options, dim=[8], num_iters=4))
     monkeypatch.setattr(auto, "DENOISING", own.replace(auto.DENOISING, num_iters=4))
 
 
@@ -46,7 +46,7 @@ def test_denoise_gives_the_picture_back_in_kind(tmp_path, picture):
     assert (images.read(tmp_path / "alpha_out.png").alpha == 128).all()
 
 
-def test_inpaint_and_sr(tmp_path, picture):
+def test_inpaint_and_sr(tmp_path, picture, capsys):
     images.save_png(tmp_path / "x.png", picture(3, (40, 36)))
     mask = np.ones((1, 40, 36), np.float32)
     mask[:, :10] = 0
@@ -57,8 +57,13 @@ def test_inpaint_and_sr(tmp_path, picture):
     before, after = (images.read(p).data for p in (tmp_path / "x.png", out))
     assert np.array_equal(before[:, 10:], after[:, 10:]), "known pixels stay as they were"
     assert not np.array_equal(before[:, :10], after[:, :10])
-    assert run("sr", tmp_path / "x.png", "--factor", 2, "-o", out) == 0
+    said = capsys.readouterr().out
+    assert "x: 25.0% of the pixels are missing, at most 10 from one that is known" in said
+    assert run("sr", tmp_path / "x.png", "--factor", 2, "-o", out, "--explain", "--width", 4) == 0
     assert images.read(out).data.shape == (3, 80, 72)
+    said = capsys.readouterr().out
+    assert "40×36 to 80×72 pixels" in said and "skip of width 4" in said
+    assert "pixels known: 1440" in said
     assert run("inpaint", tmp_path / "x.png", "--mask", tmp_path / "other.png", "-o", out) == 2
 
 
@@ -326,6 +331,12 @@ def test_plot_of_responses(tmp_path):
         (["denoise", "{tmp}/x.png", "-o", "{tmp}/out.png", "--device", "tpu"], "--device tpu"),
         (["denoise", "{tmp}/tiny.png", "-o", "{tmp}/out.png"], "at least"),
         (["sr", "{tmp}/x.png", "--factor", "1", "-o", "{tmp}/out.png"], "--factor 1"),
+        (["sr", "{tmp}/x.png", "-o", "{tmp}/out.png", "--stopping", "AMNS"], "is for denoising"),
+        (["sr", "{tmp}/x.png", "-o", "{tmp}/out.png", "--width", "0"], "--width 0"),
+        (
+            ["inpaint", "{tmp}/x.png", "--mask", "{tmp}/white.png", "-o", "{tmp}/out.png"],
+            "--mask {tmp}/white.png: no pixel is missing",
+        ),
         (["upsamplers", "LPF7"], "LPF7"),
         (["upsamplers", "nearest", "--plot", "{tmp}/r.bmpp"], "--plot"),
         (["upsamplers", "taps:1,x"], "taps:1,x"),
@@ -336,6 +347,7 @@ def test_plot_of_responses(tmp_path):
 def test_mistakes_are_one_line(tmp_path, picture, capsys, argv, message):
     images.save_png(tmp_path / "x.png", picture(3))
     images.save_png(tmp_path / "tiny.png", picture(3)[:, :1, :1])
+    images.save_png(tmp_path / "white.png", np.ones_like(picture(3)))
     before = sorted(tmp_path.rglob("*"))
     assert run(*(a.format(tmp=tmp_path) for a in argv)) == 2
     said = capsys.readouterr().err

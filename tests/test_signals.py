@@ -86,11 +86,11 @@ def test_a_kept_run_says_how_to_go_on_and_does(tmp_path, noisy, monkeypatch, cap
     if task in ("denoise", "several"):
         words += SMALL
     else:
-        from dip_recon import own
+        from dip_recon import auto
 
         for name in ("INPAINTING", "SUPER_RESOLUTION"):
-            monkeypatch.setattr(getattr(own, name), "dim", [4])
-            monkeypatch.setattr(getattr(own, name), "num_scales", 1)
+            monkeypatch.setattr(getattr(auto, name), "dim", [4])
+            monkeypatch.setattr(getattr(auto, name), "num_scales", 1)
         words += ["--missing", "black"] if task == "inpaint" else ["--factor", "2"]
     with monkeypatch.context() as patch:
         interrupt_at(patch, fit, "step", 2, signal.SIGUSR1)

@@ -131,8 +131,8 @@ def inpaint(
 
     A = operators.Mask(known)
     job = tasks.Job("picture", Problem(A(tasks.tensor(data)), A, data.shape[1:]), data, "")
-    settings = replace(own.INPAINTING, **_options(options, own.INPAINTING))
-    return filled(_fitter(progress, filled, data.shape[1:])(job, settings))
+    choice = auto.filling(job.problem, auto.INPAINTING, _options(options, auto.INPAINTING))
+    return filled(_fitter(progress, filled, data.shape[1:])(job, choice.options))
 
 
 def enlarge(
@@ -144,11 +144,12 @@ def enlarge(
     """
     factor = _whole("factor", factor, 2, 16)
     data, back = _read(picture)
-    settings = replace(own.SUPER_RESOLUTION, **_options(options, own.SUPER_RESOLUTION))
-    A = operators.Downsample(factor, settings.sr_kernel_type)
+    given = {"sr_factor": factor} | _options(options, auto.SUPER_RESOLUTION)
+    A = operators.Downsample(factor, given.get("sr_kernel_type", "lanczos2"))
     size = tuple(factor * n for n in data.shape[1:])
     job = tasks.Job("picture", Problem(tasks.tensor(data), A, size), data, "")
-    return back(_fitter(progress, back, size)(job, settings))
+    choice = auto.filling(job.problem, auto.SUPER_RESOLUTION, given)
+    return back(_fitter(progress, back, size)(job, choice.options))
 
 
 def restore(
@@ -180,7 +181,8 @@ def restore(
         UserError: an option that will not do; A fails, is not differentiable, or does not give the
             shape of ``y``.
     """
-    settings = replace(own.INPAINTING, **_options(options, own.INPAINTING))
+    base = replace(auto.INPAINTING, stopping="fixed")
+    settings = replace(base, **_options(options, base))
     y = _measurement(y)
     if channels is None:
         channels = y.shape[-3] if y.ndim >= 3 else 1

@@ -1,4 +1,4 @@
-"""Noise level, network and stopping, chosen from the noisy picture alone.
+"""Noise level, network and stopping, chosen from the picture alone.
 
 What is measured is put into words, so that a person can see why and overrule it. The width follows
 the texture that rises above the noise ("The Devil is in the Upsampling", ICCV 2023, chooses it by
@@ -8,13 +8,23 @@ each width costs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from scipy.ndimage import distance_transform_edt
 
 from . import models, noise, stopping
 from .errors import UserError
-from .options import DenoisingOptions
+from .operators import Mask
+from .options import (
+    METHOD_NOISE,
+    DenoisingOptions,
+    InpaintingOptions,
+    Options,
+    SuperResolutionOptions,
+)
+from .problem import Problem
 
 SMALLEST = 8  # pixels a side
 WHOLE = 192  # pixels a side up to which a picture is fitted as a whole
@@ -24,12 +34,20 @@ SHARED = 2.0  # times that the flattest places vary more than white noise would 
 FLAT = 1.4  # times the deviation of the flattest places that such noise has elsewhere
 FAITHFUL = 3.2  # most that is taken for such noise, for it may be texture: 38 dB
 STRONG = 40.0  # noise level from which the input is shaken more, as the papers do at sigma 50
+ENOUGH = 1000  # known pixels below which 3 % of them say too little
 WIDE = 1.2  # texture, in units of the noise, from which the wider network is worth its time
 
 DENOISING = DenoisingOptions(
     task="real_denoising", input_dim=64, dim=[32], num_iters=3000, stopping="held-out", mns_hold=10,
     exp_weight=0.98, iters_print_acc=500,
 )  # fmt: skip
+
+_HOURGLASS = {
+    "model_type": "skip", "dim": [64], "num_scales": 5, "num_iters": 2000, "iters_print_acc": 500,
+    "stopping": "held-out",
+}  # fmt: skip
+INPAINTING = InpaintingOptions(**_HOURGLASS, mask_type="file")
+SUPER_RESOLUTION = SuperResolutionOptions(**_HOURGLASS)
 
 
 @dataclass(frozen=True)
@@ -41,12 +59,20 @@ class Choice:
     the name. reasons: lines for a person. measured: figures by name, for ``--explain``.
     """
 
-    options: DenoisingOptions
+    options: Options
     deviation: float
     sigma: float
-    clean: bool
+    clean: bool = False
     reasons: list[str] = field(default_factory=list)
     measured: dict[str, str] = field(default_factory=dict)
+
+    def tell(self, name: str, explain: bool, say: Callable[[str], None]) -> None:
+        """Say why, and with ``explain`` from which measurements."""
+        for reason in self.reasons:
+            say(f"{name}: {reason}")
+        if explain:
+            for what, value in self.measured.items():
+                say(f"  {what}: {value}")
 
 
 def denoising(y: np.ndarray, given: dict | None = None) -> Choice:
@@ -104,8 +130,49 @@ def denoising(y: np.ndarray, given: dict | None = None) -> Choice:
     return Choice(options, deviation, sigma, clean, reasons, measured)
 
 
-def describe(o: DenoisingOptions) -> str:
+def filling(problem: Problem, base: Options, given: dict | None = None) -> Choice:
+    """Choose for a picture with holes, or for a small one that is to be larger.
+
+    base: ``INPAINTING`` or ``SUPER_RESOLUTION``; ``given`` as in ``denoising``. Pixels are held out
+    as long as there are enough to be believed, else all the iterations are run.
+    """
+    given = given or {}
+    options = replace(base, **given)
+    if options.stopping in METHOD_NOISE and not options.sigma:
+        raise UserError(
+            f"--stopping {options.stopping}: is for denoising; "
+            "give held-out, ES-WMV, ES-EMV or none"
+        )
+    options.validate()
+    y = problem.y[0].numpy()
+    h, w = problem.size
+    measured = {}
+    if isinstance(problem.A, Mask):
+        mask = problem.A.mask[0].amin(0).numpy()
+        known = int(mask.sum())
+        furthest = distance_transform_edt(mask == 0).max(initial=0)
+        what = f"{1 - known / mask.size:.1%} of the pixels are missing"
+        what += f", at most {furthest:.0f} from one that is known"
+        measured["missing"] = f"{mask.size - known} of {mask.size} pixels"
+        measured["furthest from a known one"] = f"{furthest:.1f} pixels"
+        sigma = deviation = 0.0  # what is known stays as it is
+    else:
+        known = y[0].size
+        deviation = noise.noise_level(y) if min(y.shape[1:]) >= SMALLEST else 0.0
+        sigma = noise.before_clipping(y, deviation)
+        what = f"{y.shape[1]}×{y.shape[2]} to {h}×{w} pixels, noise level about {sigma:.1f} of 255"
+        measured["noise level"] = f"{sigma:.2f} (what clipping has left: {deviation:.2f})"
+    measured["pixels known"] = str(known)
+    if known < ENOUGH and "stopping" not in given:
+        options = replace(options, stopping="fixed")
+    how = describe(options)
+    if stopping.RULES[options.stopping].until:
+        how += f", {options.num_iters} iterations at most"
+    return Choice(options, deviation, sigma, reasons=[f"{what}: {how}"], measured=measured)
+
+
+def describe(o: Options) -> str:
     """The network and the rule in words."""
     width = f"{o.model_type} of width {o.dim[0]}" if o.dim else o.model_type
-    width += f" on tiles of {o.tile} pixels" if o.tile else ""
+    width += f" on tiles of {o.tile} pixels" if getattr(o, "tile", 0) else ""
     return f"{width}, {stopping.RULES[o.stopping].until or f'{o.num_iters} iterations'}"

@@ -250,7 +250,7 @@ def _frames(picture: Path, place: Path, count: int, wishes: Wishes, say: Callabl
 
 def _restored(job: Job, wishes: Wishes, say: Callable) -> own.Denoised:
     def tell(choice: auto.Choice) -> None:
-        _explain(job.name, choice, wishes, say)
+        choice.tell(job.name, wishes.explain, say)
         if not wishes.cluster.here and not choice.options.tile:
             say(f"{job.name}: fitted here as a whole; --workers and --scheduler are for tiles")
 
@@ -321,14 +321,6 @@ def _give_up(name: str, wishes: Wishes, say: Callable) -> None:
     wishes.given_up.append(name)
 
 
-def _explain(name: str, choice: auto.Choice, wishes: Wishes, say: Callable) -> None:
-    for reason in choice.reasons:
-        say(f"{name}: {reason}")
-    if wishes.explain:
-        for what, value in choice.measured.items():
-            say(f"  {what}: {value}")
-
-
 def _tell(place: Path, done: own.Denoised, several: bool, say: Callable) -> None:
     say(f"{place}: {done.told}")
     for note in done.notes:
@@ -352,7 +344,7 @@ def _by_tiles(picture: Path, place: Path, wishes: Wishes, say: Callable) -> None
 
     def choose(sample: np.ndarray) -> tuple[DenoisingOptions | None, float]:
         choice = auto.denoising(sample, given)
-        _explain(picture.name, choice, wishes, say)
+        choice.tell(picture.name, wishes.explain, say)
         if choice.clean:
             return None, choice.deviation
         o = choice.options

@@ -62,8 +62,18 @@ def build_parser() -> argparse.ArgumentParser:
             )  # fmt: skip
         if name == "sr":
             command.add_argument("--factor", type=int, default=4, help="times larger (default 4)")
-        stop = " at most; it stops by itself" if name == "denoise" else ", as many as are run"
-        command.add_argument("--iterations", type=int, help=f"iterations{stop}")
+        chosen = command.add_argument_group("what is chosen from the picture, unless told")
+        if name == "denoise":
+            _denoising_choices(chosen)
+        chosen.add_argument("--width", type=int, help="of the network: 32, 64, 128")
+        rules = "held-out, AMNS, SMNS, " if name == "denoise" else "held-out, "
+        chosen.add_argument("--stopping", help=f"{rules}ES-WMV, ES-EMV or none")
+        command.add_argument(
+            "--iterations", type=int, help="iterations at most; it stops by itself"
+        )
+        command.add_argument(
+            "--explain", action="store_true", help="print what the choices were made from"
+        )
         command.add_argument("--seed", type=int, default=7)
         command.add_argument("--device", default="auto", help="auto, cpu or cuda")
         command.add_argument("--precision", default="auto", help="auto, fp32 or bf16")
@@ -175,17 +185,6 @@ def _denoising_flags(command: argparse.ArgumentParser) -> None:
         help="the mean of 4 runs, and a picture of where they disagree",
     )  # fmt: skip
     command.add_argument("--runs", type=int, metavar="N", help="the mean of N runs instead")
-    command.add_argument(
-        "--explain", action="store_true", help="print what the choices were made from"
-    )
-    chosen = command.add_argument_group("what is chosen from the picture, unless told")
-    chosen.add_argument("--sigma", type=float, help="noise level, 0-255")
-    chosen.add_argument("--width", type=int, help="of the network: 32, 64, 128")
-    chosen.add_argument("--stopping", help="held-out, AMNS, SMNS, ES-WMV, ES-EMV or none")
-    chosen.add_argument(
-        "--no-declipping", dest="declipping", action="store_false",
-        help="where noise was clipped at black or white, leave the mean that this has shifted",
-    )  # fmt: skip
     tiles = command.add_argument_group("tiles")
     tiles.add_argument(
         "--tile", type=int, metavar="PIXELS",
@@ -196,6 +195,14 @@ def _denoising_flags(command: argparse.ArgumentParser) -> None:
     shared.add_argument("--workers", type=int, metavar="N", help="processes to share among (1)")
     shared.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster")
     command.add_argument("--overwrite", action="store_true", help="do again what is done")
+
+
+def _denoising_choices(chosen) -> None:
+    chosen.add_argument("--sigma", type=float, help="noise level, 0-255")
+    chosen.add_argument(
+        "--no-declipping", dest="declipping", action="store_false",
+        help="where noise was clipped at black or white, leave the mean that this has shifted",
+    )  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -222,11 +229,9 @@ def _denoise(args) -> int:
     from . import batch
     from .cluster import Cluster
 
-    dim = None if args.width is None else [args.width]
-    chosen = {"sigma": args.sigma, "stopping": args.stopping, "dim": dim}
-    given = _given(args) | {k: v for k, v in chosen.items() if v is not None}
+    given = _given(args) | ({} if args.sigma is None else {"sigma": args.sigma})
     workers = 1 if args.workers is None else args.workers
-    for flag in ("tile", "workers", "runs", "width"):
+    for flag in ("tile", "workers", "runs"):
         if getattr(args, flag) is not None and getattr(args, flag) < 1:
             raise UserError(f"--{flag} {getattr(args, flag)}: must be at least 1")
     wishes = batch.Wishes(
@@ -237,23 +242,29 @@ def _denoise(args) -> int:
 
 
 def _inpaint(args) -> int:
-    from . import own
+    from . import auto, own
 
     if args.mask and args.missing:
         raise UserError("--mask --missing: give one of the two")
-    return _restore(args, own.inpainting(args.picture, args.mask, args.missing), own.INPAINTING)
+    return _restore(args, own.inpainting(args.picture, args.mask, args.missing), auto.INPAINTING)
 
 
 def _enlarge(args) -> int:
-    from . import own
+    from . import auto, own
 
-    options = replace(own.SUPER_RESOLUTION, sr_factor=args.factor)
+    options = replace(auto.SUPER_RESOLUTION, sr_factor=args.factor)
     return _restore(args, own.super_resolution(args.picture, args.factor), options)
 
 
 def _given(args) -> dict:
     """The options that all three commands' flags set."""
     given = {"seed": args.seed, "device": args.device, "precision": args.precision}
+    if args.width is not None:
+        if args.width < 1:
+            raise UserError(f"--width {args.width}: must be at least 1")
+        given["dim"] = [args.width]
+    if args.stopping is not None:
+        given["stopping"] = args.stopping
     if args.iterations is not None:
         if args.iterations < 1:
             raise UserError(f"--iterations {args.iterations}: must be at least 1")
@@ -261,8 +272,8 @@ def _given(args) -> dict:
     return given
 
 
-def _restore(args, job, options) -> int:
-    from . import images, own
+def _restore(args, job, base) -> int:
+    from . import auto, images, own
     from .experiment import GAVE_UP
 
     given = _given(args)
@@ -272,12 +283,15 @@ def _restore(args, job, options) -> int:
     for given_path in (args.picture, getattr(args, "mask", None)):
         if given_path and args.output.exists() and args.output.samefile(given_path):
             raise UserError(f"--output {args.output}: would replace {given_path}; choose another")
-    summary, restored = own.restore(job, options, given, args.keep)
+    choice = auto.filling(job.problem, base, given)
+    choice.tell(job.name, args.explain, print)
+    options = choice.options
+    summary, restored = own.restore(job, options, {}, args.keep)
     images.write(args.output, restored, like=job.like)
     done = f"picture of iteration {summary['stop_iteration']}, {summary['iterations']} run"
     print(f"{args.output}: {done}, {summary['seconds']:.0f} s")
-    if options.stopping != "fixed" and not summary["stopped_by_rule"]:
-        print("it had not settled by then: more --iterations may be better")
+    if options.stopping not in ("fixed", "none") and not summary["stopped_by_rule"]:
+        print("it was still getting better: more --iterations may be worth it")
     if summary.get("gave_up"):
         print(f"{GAVE_UP} another --seed")
     return int(bool(summary.get("gave_up")))

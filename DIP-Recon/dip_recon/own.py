@@ -22,20 +22,11 @@ from .errors import Kept, UserError
 from .experiment import configuration, finish_off, run_one
 from .files import check_alone
 from .flags import Switches
-from .options import (
-    NOT_IN_THE_NUMBERS,
-    InpaintingOptions,
-    Options,
-    SuperResolutionOptions,
-)
+from .options import NOT_IN_THE_NUMBERS, Options
 from .prepare import network_settings, resolve
 from .problem import Problem
 from .runs import Run, check_free
 from .tasks import Job, bicubic, denoising_job, enlarge, tensor
-
-_HOURGLASS = {"model_type": "skip", "dim": [64], "num_scales": 5, "iters_print_acc": 500}
-INPAINTING = InpaintingOptions(**_HOURGLASS, mask_type="file", num_iters=2000)
-SUPER_RESOLUTION = SuperResolutionOptions(**_HOURGLASS, num_iters=2000)
 
 
 def _read(path: Path) -> tuple[images.Picture, str]:
@@ -203,6 +194,8 @@ def inpainting(path: Path, mask_path: Path | None = None, missing: str | None = 
             picture = replace(picture, alpha=None)  # the holes are to be seen
         else:
             raise UserError("has no transparent pixels; give --mask FILE, or --missing COLOUR")
+        if mask.all():
+            raise UserError("no pixel is missing: what is to be filled in is black in a mask")
     except UserError as error:
         named = path if mask_path is None else f"--mask {mask_path}"
         raise UserError(f"{named}: {error}") from error
