@@ -116,6 +116,8 @@ def inpaint(
 ) -> np.ndarray:
     """Fill in what ``mask`` [H, W] says is missing: 1, True or 255 is known. Known pixels stay.
 
+    Of the known pixels a few are held out, and end the run when they get worse.
+
     What ``picture`` holds where it is missing does not matter: NaN will do.
 
     ``progress``, ``options`` and errors as in ``denoise``.
@@ -138,7 +140,7 @@ def inpaint(
 def enlarge(
     picture: np.ndarray, factor: int = 4, *, progress: Progress | None = None, **options
 ) -> np.ndarray:
-    """``picture`` at ``factor`` (2 to 16) times the size.
+    """``picture`` at ``factor`` (2 to 16) times the size, stopped as in ``inpaint``.
 
     ``progress``, ``options`` and errors as in ``denoise``.
     """
