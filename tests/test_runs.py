@@ -16,7 +16,7 @@ import torch
 import yaml
 from PIL import Image
 
-from dip_recon import data, images
+from dip_recon import callbacks, data, images
 from dip_recon.errors import SIGNALS, UserError
 from dip_recon.experiment import main
 from dip_recon.files import atomic
@@ -142,6 +142,17 @@ def test_looking_more_often_changes_no_number(folder, tmp_path):
         )
     pictures = [tmp_path / n / "denoising/DIP_2_scaled/colour/restored.png" for n in "01"]
     assert pictures[0].read_bytes() == pictures[1].read_bytes()
+
+
+def test_slow_iterations_are_saved_by_the_clock(folder, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(Run, "save_checkpoint", lambda run, held: saved.append(held["state"]))
+    monkeypatch.setattr(callbacks.Checkpoints, "LONGEST", 3600.0)
+    words = f"{SMALL} --folder_path {folder / 'grey.png'} --num_iters 6 --save_folder"
+    assert call(DenoisingOptions, f"{words} {tmp_path / 'a'}") == 0 and not saved
+    monkeypatch.setattr(callbacks.Checkpoints, "LONGEST", 0.0)
+    assert call(DenoisingOptions, f"{words} {tmp_path / 'b'}") == 0
+    assert [state["iteration"] for state in saved] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten_by_mistake(folder, tmp_path, capsys):

@@ -176,9 +176,11 @@ class TensorBoard:
 class Checkpoints:
     """Save all that the run needs to go on, every ``every`` iterations and when interrupted.
 
-    Ctrl-C, SIGTERM and SIGUSR1 are looked at between two iterations only, so that what is saved is
+    Where these take longer than ``LONGEST`` seconds, after that time already. Ctrl-C, SIGTERM and SIGUSR1 are looked at between two iterations only, so that what is saved is
     whole: the checkpoint is written and Kept raised. The same when ``cancelled`` says True.
     """
+
+    LONGEST = 120.0
 
     def __init__(
         self,
@@ -190,11 +192,13 @@ class Checkpoints:
         self.run, self.every, self.evaluation = run, every, evaluation
         self.cancelled = cancelled
         self.interrupted = False
+        self.saved = 0.0  # seconds of the run, as all of these
 
     def __call__(self, state: State) -> None:
         if self.cancelled and self.cancelled():
             self.interrupted = True
-        if state.iteration % self.every == 0 or self.interrupted:
+        late = state.seconds - self.saved > self.LONGEST
+        if state.iteration % self.every == 0 or late or self.interrupted:
             self.save(state)
         if self.interrupted:
             raise Kept
@@ -204,6 +208,7 @@ class Checkpoints:
         rows = self.evaluation.rows
         self.run.save_checkpoint({"state": state.state_dict(), "rows": rows})
         self.run.write_history(rows)
+        self.saved = state.seconds
 
     def restore(self, state: State) -> bool:
         """Put ``state`` and the rows back to where the last checkpoint was; False if none is."""
@@ -219,6 +224,7 @@ class Checkpoints:
         ) as error:  # fmt: skip
             raise self.run.bad_checkpoint() from error
         self.evaluation.rows = saved["rows"]
+        self.saved = state.seconds
         return True
 
     @contextmanager
