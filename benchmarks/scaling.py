@@ -6,9 +6,12 @@ came on top of what the process had before.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import statistics
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +43,14 @@ class Random:
         return np.random.RandomState(0).rand(3, bottom - top, right - left).astype(np.float32)
 
 
+def level() -> int:
+    """Bytes in use, what is free given back; from here on the most is counted."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
+    return peak_memory(choose()[0], reset=True)
+
+
 def whole(size: int, width: int, rounds: int) -> tuple[float, int]:
     """Seconds of a step, and bytes; MemoryError where it takes more than there is."""
     small = state(NETWORK, 16, "auto", dim=[width])[1]
@@ -47,7 +58,7 @@ def whole(size: int, width: int, rounds: int) -> tuple[float, int]:
     job = Job("picture", Problem.denoising(tensor(y)), y, "")
     if needs.needed(job, small) > needs.SPARE * memory.free(choose()[0]):
         raise MemoryError
-    before = peak_memory(choose()[0], reset=True)
+    before = level()
     s = state(NETWORK, size, "auto", dim=[width])[0]
     seconds = [timed(step, s) for _ in range(rounds + 1)][1:]
     return statistics.median(seconds), peak_memory(choose()[0]) - before
@@ -58,7 +69,7 @@ def tiled(size: int, width: int, tile: int) -> tuple[float, int]:
     settings = {"tile": tile, "dim": [width], "num_iters": 1, "stopping": "fixed", "seed": 7}
     o, _ = resolve(fill(DenoisingOptions, {"model_type": NETWORK, **settings})[0])
     with tempfile.TemporaryDirectory() as folder:
-        before, began = peak_memory(choose()[0], reset=True), clock()
+        before, began = level(), clock()
         layout = Layout((size, size), o.tile, o.overlap)
         tiles = Tiles(Random(size), layout, Path(folder), o)
         tiles.fit(Cluster(), bar=False)
@@ -87,6 +98,7 @@ def scaling(a) -> None:
 
         each(a, "scaling", [(against, value)], measure)
 
+    each(a, "scaling", [(tile, width, tile)], tiled)  # the first is not like the others
     for size in large:
         one("pixels, tiled", size**2, lambda size=size: tiled(size, width, tile))
     for size in sizes:
