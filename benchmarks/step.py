@@ -261,11 +261,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--figure", type=Path, help="draw the scaling here")
     a = parser.parse_args(argv)
     if a.quick:
-        a.size, a.rounds = 64, 1
+        a.size, a.rounds = 48, 1
     a.steps = 1
     a.until = math.inf if a.full else time.monotonic() + 60 * a.minutes
     ROWS.clear()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {choose()[0].type}")
+    device, precision = choose()
+    note("machine", torch=torch.__version__, threads=torch.get_num_threads(), device=device.type,
+         precision=precision)  # fmt: skip
     for part in a.parts:
         began = clock()
         PARTS[part](a)

@@ -26,7 +26,7 @@ def test_step_quick(tmp_path, monkeypatch):
     what = ["--networks", "DIP_2_scaled", "--pictures", "chelsea"]
     step.main(["--quick", *what, "--csv", str(csv_file), "--figure", str(figure)])
     rows = rows_of(csv_file)
-    assert {row["part"] for row in rows} == {*step.PARTS, "suite"}
+    assert {row["part"] for row in rows} == {*step.PARTS, "machine", "suite"}
     assert [r["network"] for r in rows if r["part"] == "steps"] == ["DIP_2_scaled"]
     peers = [r for r in rows if r["part"] == "peers"]
     assert [bool(r["psnr"]) for r in peers] == [True, True, False, False]
