@@ -149,8 +149,11 @@ def _draw(found: dict[str, list], path: Path) -> None:
         2, len(found), figsize=(3.5 * len(found), 5), layout="tight", squeeze=False
     )
     for column, (against, points) in zip(axes.T, found.items(), strict=True):
-        for n, axis, label in ((1, column[0], "seconds a step"), (2, column[1], "bytes")):
-            axis.loglog([p[0] for p in points], [max(p[n], 1) for p in points], "o-")
+        values, seconds, taken = zip(*points, strict=True)
+        for axis, measured, label in zip(
+            column, (seconds, [max(n, 1) for n in taken]), ("seconds a step", "bytes"), strict=True
+        ):
+            axis.loglog(values, measured, "o-")
             axis.set_xlabel(against)
             axis.set_ylabel(label)
     figure.savefig(path)

@@ -10,8 +10,8 @@
 - quality: PSNR after the same iterations on three pictures, ours less plain, beside plain less
   plain with weights that differ by a rounding: what chaos alone does.
 - startup: the processor's seconds of `dip-recon --help`, and of `import dip_recon` after torch.
-- watching: the share of a run that evaluation, printing, snapshots and checkpoints take.
-- limits: operations and bytes of a step against what a convolution and a copy reach here.
+- watching: the share of a run that evaluation, printing, rule, snapshots and checkpoints take.
+- limits: operations and bytes of a float32 step against what a convolution and a copy reach here.
 - scaling: seconds and memory against pixels, whole and tiled, width and number of runs, and the
   fitted exponents.
 
