@@ -16,17 +16,15 @@ speed meets all; seconds are the clock's. What `--minutes` leave no time for is 
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import step as single
+import measuring
 import torch
+from measuring import each, in_turns
 
 from dip_recon import metrics, needs
 from dip_recon.callbacks import peak_memory
-from dip_recon.errors import out_of_memory
 from dip_recon.fit import State, choose, fit, step
 from dip_recon.problem import Problem
 from dip_recon.tasks import Job
@@ -35,41 +33,9 @@ from dip_recon.together import Batch, fit_together, stackable
 PARTS = ("formats", "together", "memory", "quality")
 
 
-def each(a, part: str, cases: list[tuple], measure: Callable) -> None:
-    """``measure`` of every case, as long as there is time and memory for it."""
-    for case in cases:
-        if time.monotonic() > a.until:
-            single.note(part, left_out=f"{case}: no time left")
-            continue
-        try:
-            measure(*case)
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            single.note(part, left_out=f"{case}: not enough memory")
-
-
-def in_turns(variants: dict[str, tuple[Callable, State]], a) -> dict[str, tuple[float, ...]]:
-    """Seconds of each variant's work, median, and least, median and most of its ratio to the
-    first's."""
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for n in range(a.rounds + 1):
-        for name, (work, s) in variants.items():
-            passed = single.timed(lambda s, work=work: [work(s) for _ in range(a.steps)], s)
-            if n:  # the first is not like the others
-                seconds[name].append(passed / a.steps)
-    first = next(iter(seconds.values()))
-    found = {}
-    for name, passed in seconds.items():
-        ratios = [b / a for a, b in zip(first, passed, strict=True)]
-        middle = statistics.median(ratios)
-        found[name] = (statistics.median(passed), min(ratios), middle, max(ratios))
-    return found
-
-
 def tell(part: str, found: dict[str, tuple[float, ...]], **what) -> None:
     for variant, (seconds, least, middle, most) in found.items():
-        single.note(
+        measuring.note(
             part, **what, variant=variant, seconds=f"{seconds:.5f}",
             steps_a_second=f"{what.get('fits', 1) / seconds:.2f}", ratio_min=f"{least:.3f}",
             ratio_median=f"{middle:.3f}", ratio_max=f"{most:.3f}",
@@ -78,19 +44,19 @@ def tell(part: str, found: dict[str, tuple[float, ...]], **what) -> None:
 
 def formats(a) -> None:
     def with_ssim(s: State) -> None:
-        single.plain_step(s)
+        measuring.plain_step(s)
         metrics.ssim(s.smoothed.cpu(), s.problem.x.cpu())
 
     def measure(size: int) -> None:
         def made(precision: str) -> State:
-            return single.state("DIP_orig", size, precision)[0]
+            return measuring.state("DIP_orig", size, precision)[0]
 
         last = made("fp32")
         last.network.to(memory_format=torch.channels_last)
         last.z = last.z.contiguous(memory_format=torch.channels_last)
         variants = {
-            "published": (single.plain_step, single.plain(made("fp32"))),
-            "published, SSIM each iteration": (with_ssim, single.plain(made("fp32"))),
+            "published": (measuring.plain_step, measuring.plain(made("fp32"))),
+            "published, SSIM each iteration": (with_ssim, measuring.plain(made("fp32"))),
             "ours, as it chooses": (step, made("auto")),
             "ours, float32": (step, made("fp32")),
             "ours, float32, channels_last": (step, last),
@@ -105,12 +71,12 @@ def together(a) -> None:
         more = {"dim": [dim]} if dim else {}
 
         def seeds() -> list[State]:
-            return [single.state(name, size, "auto", seed, **more)[0] for seed in range(count)]
+            return [measuring.state(name, size, "auto", seed, **more)[0] for seed in range(count)]
 
         alone, states = seeds(), seeds()
         what = {"network": name, "width": dim, "size": size, "fits": count}
         if not stackable(states):
-            single.note("together", **what, left_out="not to be batched")
+            measuring.note("together", **what, left_out="not to be batched")
             return
         peak_memory(states[0].z.device, reset=True)
         joint = Batch(states).stack()
@@ -121,7 +87,7 @@ def together(a) -> None:
         found = in_turns(variants, a)
         tell("together", found, **what)
         taken = peak_memory(joint.z.device)
-        single.note("together", **what, variant="both", megabytes=round(taken / 1e6))
+        measuring.note("together", **what, variant="both", megabytes=round(taken / 1e6))
 
     cases = [("DIP_2_scaled", 32, 128), ("DIP_2_scaled", 64, 256), ("DIP_orig", None, 256)]
     cases = [("DIP_2_scaled", 4, 32)] if a.smoke else cases
@@ -132,13 +98,13 @@ def together(a) -> None:
 def memory(a) -> None:
     def measure(name: str, size: int, precision: str) -> None:
         before = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
-        s, o = single.state(name, size, precision, **({"dim": [4]} if a.smoke else {}))
+        s, o = measuring.state(name, size, precision, **({"dim": [4]} if a.smoke else {}))
         job = Job("picture", Problem.denoising(s.problem.y.cpu()), None, "")
         reckoned = needs.needed(job, o)
         peak_memory(s.z.device, reset=True)
         fit(s, 3)
         taken = peak_memory(s.z.device) - before
-        single.note(
+        measuring.note(
             "memory", network=name, size=size, precision=precision, megabytes=round(taken / 1e6),
             reckoned=round(reckoned / 1e6), share=f"{taken / reckoned:.2f}",
         )  # fmt: skip
@@ -155,17 +121,17 @@ def quality(a) -> None:
     side, count, width = (32, 10, 4) if a.smoke else (128, 600, 32)
 
     def measure(name: str) -> None:
-        picture = single.noisy(getattr(data, name)(), side)
+        picture = measuring.noisy(getattr(data, name)(), side)
 
         def seeds() -> list[State]:
             given = {"dim": [width], "picture": picture}
-            return [single.state("DIP_2_scaled", side, "auto", n, **given)[0] for n in range(4)]
+            return [measuring.state("DIP_2_scaled", side, "auto", n, **given)[0] for n in range(4)]
 
         states = seeds()
         alone = [metrics.psnr(fit(s, count).ema, s.problem.x) for s in seeds()]
         found = fit_together(states, count, [[] for _ in states])
         for seed, (psnr, s, result) in enumerate(zip(alone, states, found, strict=True)):
-            single.note(
+            measuring.note(
                 "quality", picture=name, seed=seed, in_turn=f"{psnr:.3f}",
                 together=f"{metrics.psnr(result.ema, s.problem.x):.3f}",
             )  # fmt: skip
@@ -188,12 +154,12 @@ def main(argv: list[str] | None = None) -> int:
     a.until = time.monotonic() + 60 * a.minutes
     a.rounds, a.steps = (1, 1) if a.smoke else (a.rounds, 5)
     a.folder.mkdir(parents=True, exist_ok=True)
-    single.ROWS.clear()
+    measuring.ROWS.clear()
     name = torch.cuda.get_device_name() if device.type == "cuda" else "a CPU, small: no figures"
-    single.note("machine", device=name, precision=precision, torch=torch.__version__)
+    measuring.note("machine", device=name, precision=precision, torch=torch.__version__)
     for part in a.parts:
         globals()[part](a)
-        single.write(a.folder / "gpu.csv")
+        measuring.write(a.folder / "gpu.csv")
     return 0
 
 

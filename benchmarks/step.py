@@ -1,154 +1,98 @@
-"""What an optimisation step costs on this machine, side by side in one run (`make bench`).
+"""What this machine makes of it, side by side in one run, in under 15 minutes (`make bench`).
 
-    python benchmarks/step.py [--parts steps watching startup quality limits scaling]
-                              [--size 128] [--rounds 7] [--csv FILE] [--figure FILE] [--quick]
+    python benchmarks/step.py [--parts steps watching …] [--minutes 14] [--size 128] [--rounds 7]
+                              [--csv FILE] [--figure FILE] [--full] [--quick]
 
 - steps: every registered network at its default size, ours against plain: min, median, max.
-- watching: the share of a run that evaluation, printing, snapshots and checkpoints take.
+- peers: seconds and PSNR of `dip-recon denoise`, of the published network and loop, of deepinv's
+  DeepImagePrior and of BM3D on the same noisy crop, the loops for as long as the command takes.
+- reach: the command's seconds to the PSNR that plain DIP has after 1800 iterations, by plain DIP's.
+- quality: PSNR after the same iterations on three pictures, ours less plain, beside plain less
+  plain with weights that differ by a rounding: what chaos alone does.
 - startup: the processor's seconds of `dip-recon --help`, and of `import dip_recon` after torch.
-- quality: PSNR after the same iterations on three pictures, two seeds each, ours less plain.
-- limits: operations and bytes of a step against what a convolution and a copy reach here.
-- scaling: seconds and memory against size, width and number of runs, and the fitted exponents.
+- watching: the share of a run that evaluation, printing, rule, snapshots and checkpoints take.
+- limits: operations and bytes of a float32 step against what a convolution and a copy reach here.
+- scaling: seconds and memory against pixels, whole and tiled, width and number of runs, and the
+  fitted exponents.
 
-The plain step is the published one: float32, torch's own layers and memory layout, a fresh noise
-tensor, Adam. Ours is ``fit.step`` as the entry scripts run it on this machine. The two take turns,
-so that a change of the machine's speed meets both; seconds are the processor's, so that other work
-does not count (on a GPU those of the clock). Quote the ratios, not the seconds.
+The plain step is the published one, see `measuring.py`; ours is ``fit.step`` as the entry scripts
+run it on this machine. The two take turns, so that a change of the machine's speed meets both;
+seconds are the processor's, so that other work does not count (on a GPU those of the clock). Quote
+the ratios, not the seconds. What `--minutes` leave no time for is left out, and said. `--full` adds
+what takes hours: plain DIP to its end, which `results/plain_dip.csv` keeps, and pictures of 4096².
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
+import math
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from unittest import mock
 
-import numpy as np
 import torch
-from torch import nn
+from measuring import (
+    ROWS,
+    clock,
+    each,
+    in_turns,
+    noisy,
+    note,
+    plain,
+    plain_step,
+    state,
+    timed,
+    write,
+)
+from peers import peers, reach
+from scaling import scaling
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "DIP-Recon"))
-
 from dip_recon import metrics, models
-from dip_recon.callbacks import Checkpoints, Evaluation, Lines, Snapshots, peak_memory
+from dip_recon.callbacks import Checkpoints, Evaluation, Lines, Snapshots
 from dip_recon.fit import choose, fit, step
-from dip_recon.flags import fill
-from dip_recon.models import decoders, layers, upsamplers
-from dip_recon.options import DenoisingOptions
-from dip_recon.prepare import prepare, resolve
-from dip_recon.problem import Problem
 from dip_recon.runs import Run
-from dip_recon.tasks import Job
-
-PARTS = ("steps", "watching", "startup", "quality", "limits", "scaling")
-ROWS: list[dict] = []
-
-
-def note(part: str, **figures) -> None:
-    ROWS.append({"part": part, **figures})
-    print(f"{part:9}", "  ".join(f"{k} {v}" for k, v in figures.items()), flush=True)
-
-
-def write(path: Path) -> None:
-    """The table so far, as CSV."""
-    names = list(dict.fromkeys(key for row in ROWS for key in row))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(ROWS)
-
-
-def state(name: str, size: int, precision: str, seed: int = 7, picture=None, **more):
-    """A fresh state and its options, for a random picture of this size or ``picture``, (x, y)."""
-    if picture is None:
-        random = np.random.RandomState(0).rand(3, size, size).astype(np.float32)
-        picture = random, random
-    x, y = (torch.from_numpy(p)[None] for p in picture)
-    settings = {"model_type": name, "seed": seed, "stopping": "fixed", **more}
-    o, _ = resolve(fill(DenoisingOptions, settings)[0])
-    job = Job("picture", Problem.denoising(y, x), picture[1], "")
-    return prepare(job, o, *choose("auto", precision)), o
-
-
-def plain(s):
-    """The same state with the published loop's optimiser."""
-    if isinstance(s.optimizer, torch.optim.Adam):
-        s.optimizer = torch.optim.Adam(s.network.parameters(), s.lr)
-    return s
-
-
-@contextmanager
-def plain_layers():
-    """torch's own layers in the place of those that the package computes in another way."""
-
-    def pad(self, x):
-        return layers.reflect_pad(x, *(self.width,) * 4)
-
-    with (
-        mock.patch.object(layers.BatchNorm, "forward", nn.BatchNorm2d.forward),
-        mock.patch.object(layers.ReflectPad, "forward", pad),
-        mock.patch.object(decoders.NearestBlock, "forward", decoders.Block.forward),
-        mock.patch.object(upsamplers, "plain_float32", lambda x: False),
-    ):
-        yield
-
-
-def plain_step(s) -> None:
-    """The published loop's step, float32 throughout."""
-    with plain_layers():
-        z = s.z + torch.randn(s.z.shape, generator=s.generator, device=s.z.device) * s.jitter
-        s.optimizer.zero_grad()
-        out = s.network(z)
-        loss = functional.mse_loss(out, s.problem.y)
-        s.smoothed = out.detach() if s.smoothed is None else s.smoothed * 0.99 + out.detach() * 0.01
-        loss.backward()
-        s.optimizer.step()
-
-
-def timed(work, s) -> float:
-    clock = time.perf_counter if s.z.is_cuda else time.process_time
-    began = clock()
-    work(s)
-    if s.z.is_cuda:
-        torch.cuda.synchronize()
-    return clock() - began
 
 
 def steps(a) -> None:
-    for name in a.networks or models.names():
+    def measure(name: str) -> None:
         before, ours = plain(state(name, a.size, "fp32")[0]), state(name, a.size, "auto")[0]
-        pairs = [(timed(plain_step, before), timed(step, ours)) for _ in range(a.rounds + 2)][2:]
-        ratios = sorted(b / a for a, b in pairs)
+        turns = in_turns({"plain": (plain_step, before), "ours": (step, ours)}, a)
+        _, least, middle, most = turns["ours"]
         note(
             "steps", network=name, size=a.size, precision=ours.precision,
-            plain_seconds=f"{statistics.median(p for p, _ in pairs):.4f}",
-            ratio_min=f"{ratios[0]:.3f}", ratio_median=f"{statistics.median(ratios):.3f}",
-            ratio_max=f"{ratios[-1]:.3f}",
+            plain_seconds=f"{turns['plain'][0]:.4f}", ratio_min=f"{least:.3f}",
+            ratio_median=f"{middle:.3f}", ratio_max=f"{most:.3f}",
         )  # fmt: skip
+
+    each(a, "steps", [(name,) for name in a.networks or models.names()], measure)
 
 
 def watching(a) -> None:
-    """Share of a run's time that is spent in the callbacks, at their default intervals."""
-    for width in (8,) if a.quick else (32, 64):
-        s, o = state("DIP_2_scaled", a.size, "auto", dim=[width])
-        spent = [0.0]
+    """Share of a run's time that callbacks and rule take, at the experiments' defaults."""
 
-        def timing(callback, spent=spent):
-            def call(state):
-                began = time.perf_counter()
-                callback(state)
-                spent[0] += time.perf_counter() - began
+    def measure(width: int) -> None:
+        s, o = state("DIP_2_scaled", a.size, "auto", dim=[width], stopping="ES-WMV")
+        spent = 0.0
+
+        def timing(work: Callable) -> Callable:
+            def call(*given):
+                nonlocal spent
+                began = clock()
+                found = work(*given)
+                spent += clock() - began
+                return found
 
             return call
 
+        s.stopping.update = timing(s.stopping.update)
         with tempfile.TemporaryDirectory() as folder:
             run = Run(Path(folder) / "run")
             run.begin({}, overwrite=False)
@@ -156,44 +100,35 @@ def watching(a) -> None:
             lines = Lines(evaluation, o.iters_print_acc, 20.0, lambda line: None, False)
             checkpoints = Checkpoints(run, o.checkpoint_every, evaluation)
             callbacks = [evaluation, lines, Snapshots(run, o.snapshots), checkpoints]
-            result = fit(s, 11 if a.quick else 201, [timing(c) for c in callbacks])
-        note(
-            "watching",
-            network="DIP_2_scaled",
-            width=width,
-            share=f"{spent[0] / result.seconds:.4f}",
-        )
+            began = clock()
+            fit(s, 11 if a.quick else 201, [timing(c) for c in callbacks])
+            share = spent / (clock() - began)
+        note("watching", network="DIP_2_scaled", width=width, share=f"{share:.4f}")
+
+    each(a, "watching", [(8,)] if a.quick else [(32,), (64,)], measure)
 
 
 def startup(a) -> None:
     """Told to be at most 0.4 s for the help, and 0.15 s for the import beyond torch's."""
-    code = (
-        "import time, torch; began = time.process_time(); import dip_recon; "
-        "print(time.process_time() - began)"
-    )
     call = "[sys.executable, '-m', 'dip_recon', '--help']"
-    measure = (
-        f"import os, subprocess, sys; subprocess.run({call}, stdout=subprocess.DEVNULL); "
-        "times = os.times(); print(times.children_user + times.children_system)"
-    )
-    for what, source in (("import dip_recon", code), ("dip-recon --help", measure)):
-        again = 1 if a.quick else 5
-        env = {"PYTHONPATH": str(Path(__file__).parents[1] / "DIP-Recon")}
-        call = [sys.executable, "-c", source]
+    sources = {
+        "import dip_recon": "import time, torch; began = time.process_time(); import dip_recon; "
+        "print(time.process_time() - began)",
+        "dip-recon --help": "import os, subprocess, sys; "
+        f"subprocess.run({call}, stdout=subprocess.DEVNULL); times = os.times(); "
+        "print(times.children_user + times.children_system)",
+    }
+    how = {"env": {"PYTHONPATH": str(Path(__file__).parents[1] / "DIP-Recon")}, "check": True}
+
+    def measure(what: str) -> None:
+        call = [sys.executable, "-c", sources[what]]
         found = [
-            float(subprocess.run(call, env=env, capture_output=True, check=True).stdout)
-            for _ in range(again)
+            float(subprocess.run(call, capture_output=True, **how).stdout)
+            for _ in range(1 if a.quick else 5)
         ]
         note("startup", what=what, seconds=f"{statistics.median(found):.3f}")
 
-
-def noisy(whole: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """The middle of a picture [H, W, C], and it with noise of sigma 25: [C, side, side] each."""
-    top, left = ((n - side) // 2 for n in whole.shape[:2])
-    x = np.moveaxis(whole[top : top + side, left : left + side], -1, 0) / np.float32(255)
-    noise = np.random.RandomState(7).standard_normal(x.shape)
-    y = (x + 25 / 255 * noise).clip(0, 1).astype(np.float32)
-    return np.ascontiguousarray(x, np.float32), y
+    each(a, "startup", [(what,) for what in sources], measure)
 
 
 def quality(a) -> None:
@@ -201,124 +136,144 @@ def quality(a) -> None:
     from skimage import data
 
     side, count = (32, 10) if a.quick else (64, 300)
-    pictures = {"chelsea": data.chelsea(), "coffee": data.coffee(), "astronaut": data.astronaut()}
-    differences = []
-    for name, whole in pictures.items():
-        x, y = noisy(whole, side)
-        for seed in a.seeds[:1] if a.quick else a.seeds:
-            s = plain(state("DIP_2_scaled", side, "fp32", seed, (x, y), dim=[16])[0])
-            for _ in range(count):
-                plain_step(s)
-            ours = state("DIP_2_scaled", side, "auto", seed, (x, y), dim=[16])[0]
-            found = [metrics.psnr(p, s.problem.x) for p in (s.smoothed, fit(ours, count).ema)]
-            differences.append(found[1] - found[0])
-            note(
-                "quality", picture=name, seed=seed, plain=f"{found[0]:.3f}", ours=f"{found[1]:.3f}"
-            )
-    note("quality", picture="mean", difference=f"{statistics.mean(differences):+.3f}",
-         most=f"{max(map(abs, differences)):.3f}")  # fmt: skip
+    differences: dict[str, list[float]] = {"ours": [], "nudged": []}
+
+    def fitted(picture: tuple, seed: int, nudge: float = 0.0) -> float:
+        s = plain(state("DIP_2_scaled", side, "fp32", seed, picture, dim=[16])[0])
+        with torch.no_grad():
+            for weights in s.network.parameters():
+                weights *= 1 + nudge
+        for _ in range(count):
+            plain_step(s)
+        return metrics.psnr(s.smoothed, s.problem.x)
+
+    def measure(name: str, seed: int) -> None:
+        picture = noisy(getattr(data, name)(), side)
+        s = state("DIP_2_scaled", side, "auto", seed, picture, dim=[16])[0]
+        ours = metrics.psnr(fit(s, count).ema, s.problem.x)
+        before, nudged = fitted(picture, seed), fitted(picture, seed, 2.0**-22)
+        differences["ours"].append(ours - before)
+        differences["nudged"].append(nudged - before)
+        note("quality", picture=name, seed=seed, plain=f"{before:.3f}", ours=f"{ours:.3f}",
+             nudged=f"{nudged:.3f}")  # fmt: skip
+
+    names = ("chelsea", "coffee", "astronaut")
+    seeds = a.seeds[:1] if a.quick else a.seeds
+    each(a, "quality", [(name, seed) for seed in seeds for name in names], measure)
+    for what, found in differences.items():
+        if len(found) > 1:
+            error = statistics.stdev(found) / len(found) ** 0.5
+            note("quality", what=f"{what} less plain", pairs=len(found),
+                 difference=f"{statistics.mean(found):+.3f}", standard_error=f"{error:.3f}",
+                 most=f"{max(map(abs, found)):.3f}")  # fmt: skip
 
 
-def limits(a) -> None:
-    """Of the machine: a 3×3 convolution of 64 channels, forward, and a copy of 64 MB."""
-    side = 32 if a.quick else 128
+class Bytes(TorchDispatchMode):
+    """Counts the bytes that operations are given and give; views move none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = self._sizes((args, kwargs))
+        found = func(*args, **(kwargs or {}))
+        made = self._sizes(found)
+        if func._schema.is_mutable or not made.keys() & given.keys():
+            self.count += sum(given.values()) + sum(made.values())
+        return found
+
+    @staticmethod
+    def _sizes(values) -> dict[int, int]:
+        """Bytes by address."""
+        tensors = [t for t in tree_leaves(values) if isinstance(t, torch.Tensor)]
+        storages = [(t, t.untyped_storage()) for t in tensors]
+        return {p.data_ptr(): min(t.nbytes, p.nbytes()) for t, p in storages if p.nbytes()}
+
+
+def ceilings(a) -> tuple[float, float]:
+    """Of the machine: operations a second of a 3×3 convolution of 64 channels, forward, and bytes
+    a second of a copy of 64 MB."""
+    side, numbers = (32, 2**20) if a.quick else (128, 2**24)
     x, w = torch.rand(1, 64, side, side), torch.rand(64, 64, 3, 3)
-    from_, to = torch.rand(2**20 if a.quick else 2**24), torch.empty(2**20 if a.quick else 2**24)
+    from_, to = torch.rand(numbers), torch.empty(numbers)
 
     def best(work) -> float:
+        now = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
         times = []
-        for _ in range(2 + a.rounds):
-            began = time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+        for _ in range(3 + 2 * a.rounds):
+            began = now()
             with torch.no_grad():
                 work()
-            clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-            times.append(clock() - began)
+            times.append(now() - began)
         return max(min(times), 1e-9)
 
     peak = 2 * 9 * 64 * 64 * side**2 / best(lambda: functional.conv2d(x, w, padding=1))
-    moved = 2 * 4 * from_.numel() / best(lambda: to.copy_(from_))
-    for name, more in (("DIP_2_scaled", {"dim": [32]}), ("DIP_orig", {})):
-        s = state(name, a.size, "fp32", **more)[0]
+    return peak, 2 * 4 * numbers / best(lambda: to.copy_(from_))
+
+
+def limits(a) -> None:
+    """A step can take no less than its operations at the convolution's rate, or, if all of them
+    go to memory one by one, than its bytes at the copy's."""
+    peak, moved = ceilings(a)
+    note("limits", network="a convolution and a copy", gigaflop_a_second=f"{peak / 1e9:.0f}",
+         gigabytes_a_second=f"{moved / 1e9:.1f}")  # fmt: skip
+
+    def measure(name: str, given: dict) -> None:
+        s = state(name, a.size, "fp32", **given)[0]
         step(s)
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False) as operations, Bytes() as traffic:
             step(s)
-        seconds = best_step(s, a.rounds)
-        flops = counter.get_total_flops()
-        note("limits", network=name, size=a.size, gigaflop=f"{flops / 1e9:.2f}",
-             machine=f"{peak / 1e9:.0f} GFLOP/s and {moved / 1e9:.1f} GB/s",
-             share_of_convolution=f"{flops / peak / seconds:.2f}")  # fmt: skip
+        seconds = min(timed(step, s) for _ in range(max(a.rounds // 2, 1)))
+        computing = operations.get_total_flops() / peak
+        moving = traffic.count / moved
+        note(
+            "limits", network=name, width=given.get("dim", [""])[0], size=a.size,
+            seconds=f"{seconds:.4f}", gigaflop=f"{operations.get_total_flops() / 1e9:.2f}",
+            gigabytes=f"{traffic.count / 1e9:.3f}",
+            share_of_convolution=f"{computing / seconds:.2f}",
+            share_of_copy=f"{moving / seconds:.2f}",
+            share_of_limit=f"{max(computing, moving) / seconds:.2f}",
+        )  # fmt: skip
+
+    names = a.networks or models.names()
+    each(a, "limits", [("DIP_2_scaled", {"dim": [32]}), *((name, {}) for name in names)], measure)
 
 
-def best_step(s, rounds: int) -> float:
-    return min(timed(step, s) for _ in range(rounds))
-
-
-def scaling(a) -> None:
-    sizes = (32, 48) if a.quick else (128, 192, 256, 384, 512)
-    widths = (4, 8) if a.quick else (8, 16, 32, 64, 128)
-    found: dict[str, list] = {}
-
-    def one(against: str, value: int, *states) -> None:
-        device = states[0].z.device
-        peak_memory(device, reset=True)
-        seconds = statistics.median(
-            sum(timed(step, s) for s in states) for _ in range(max(a.rounds // 2, 2))
-        )
-        memory = peak_memory(device)
-        found.setdefault(against, []).append((value, seconds, memory))
-        note("scaling", against=against, value=value, seconds=f"{seconds:.4f}",
-             megabytes=round(memory / 1e6))  # fmt: skip
-
-    for size in sizes:
-        one("size", size, state("DIP_2_scaled", size, "auto", dim=[8 if a.quick else 32])[0])
-    for width in widths:
-        one("width", width, state("DIP_2_scaled", sizes[0], "auto", dim=[width])[0])
-    for runs in (1, 2) if a.quick else (1, 2, 4):
-        one("runs", runs, *(state("DIP_2_scaled", sizes[0], "auto", seed, dim=[8])[0]
-                            for seed in range(runs)))  # fmt: skip
-    for against, points in found.items():
-        logs = np.log([(value, seconds, memory) for value, seconds, memory in points])
-        time_, memory = (np.polyfit(logs[:, 0], logs[:, n], 1)[0] for n in (1, 2))
-        note("scaling", against=against, exponent_of_time=f"{time_:.2f}",
-             exponent_of_memory=f"{memory:.2f}")  # fmt: skip
-    if a.figure:
-        _draw(found, a.figure)
-
-
-def _draw(found: dict[str, list], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(found), figsize=(4 * len(found), 3), layout="tight")
-    for axis, (against, points) in zip(axes, found.items(), strict=True):
-        axis.loglog([p[0] for p in points], [p[1] for p in points], "o-")
-        axis.set_xlabel({"size": "pixels a side"}.get(against, against))
-        axis.set_ylabel("seconds a step")
-    figure.savefig(path)
-    pyplot.close(figure)
+PARTS = {
+    part.__name__: part
+    for part in (steps, peers, reach, quality, startup, watching, limits, scaling)
+}
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--networks", nargs="+", help="of `steps`; all by default")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--minutes", type=float, default=14.0, help="begin nothing after so many")
+    parser.add_argument("--networks", nargs="+", help="of `steps` and `limits`; all by default")
+    parser.add_argument("--pictures", nargs="+", help="of `reach`; three by default")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[7, 8], help="of `quality`")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[7, 8, 9], help="of `quality`")
+    parser.add_argument("--full", action="store_true", help="with what takes hours")
     parser.add_argument("--quick", action="store_true", help="small: to see that it runs")
     parser.add_argument("--csv", type=Path, help="also write the table here")
     parser.add_argument("--figure", type=Path, help="draw the scaling here")
     a = parser.parse_args(argv)
     if a.quick:
-        a.size, a.rounds = 64, 1
+        a.size, a.rounds = 48, 1
+    a.steps = 1
+    a.until = math.inf if a.full else time.monotonic() + 60 * a.minutes
     ROWS.clear()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {choose()[0].type}")
+    device, precision = choose()
+    note("machine", torch=torch.__version__, threads=torch.get_num_threads(), device=device.type,
+         precision=precision)  # fmt: skip
     for part in a.parts:
-        globals()[part](a)
-    if a.csv:
-        write(a.csv)
+        began = clock()
+        PARTS[part](a)
+        note("suite", what=part, seconds=f"{clock() - began:.0f}")
+        if a.csv:
+            write(a.csv)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,151 @@
+"""What the benchmarks share: the table, the plain step, the clock, variants that take turns.
+
+The plain step is the published one: float32, torch's own layers and memory layout, a fresh noise
+tensor, Adam. Seconds are the processor's, so that other work does not count; on a GPU the clock's.
+"""
+
+from __future__ import annotations
+
+import csv
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "DIP-Recon"))
+
+from dip_recon.errors import out_of_memory
+from dip_recon.fit import State, choose
+from dip_recon.flags import fill
+from dip_recon.models import decoders, layers, upsamplers
+from dip_recon.options import DenoisingOptions
+from dip_recon.prepare import prepare, resolve
+from dip_recon.problem import Problem
+from dip_recon.tasks import Job
+
+ROWS: list[dict] = []
+GROWING = ("ConvDecoder_LPF",)  # begins with a small input, and no other
+
+
+def note(part: str, **figures) -> None:
+    ROWS.append({"part": part, **figures})
+    print(f"{part:9}", "  ".join(f"{k} {v}" for k, v in figures.items()), flush=True)
+
+
+def write(path: Path) -> None:
+    """The table so far, as CSV."""
+    names = list(dict.fromkeys(key for row in ROWS for key in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(ROWS)
+
+
+def state(name: str, size: int, precision: str, seed: int = 7, picture=None, **more):
+    """A fresh state and its options, for a random picture of this size or ``picture``, (x, y)."""
+    if picture is None:
+        random = np.random.RandomState(0).rand(3, size, size).astype(np.float32)
+        picture = random, random
+    x, y = (torch.from_numpy(p)[None] for p in picture)
+    settings = {"model_type": name, "seed": seed, "stopping": "fixed", **more}
+    settings |= {"progressive": True} if name in GROWING else {}
+    o, _ = resolve(fill(DenoisingOptions, settings)[0])
+    job = Job("picture", Problem.denoising(y, x), picture[1], "")
+    return prepare(job, o, *choose("auto", precision)), o
+
+
+def plain(s):
+    """The same state with the published loop's optimiser."""
+    if isinstance(s.optimizer, torch.optim.Adam):
+        s.optimizer = torch.optim.Adam(s.network.parameters(), s.lr)
+    return s
+
+
+@contextmanager
+def plain_layers():
+    """torch's own layers in the place of those that the package computes in another way."""
+
+    def pad(self, x):
+        return layers.reflect_pad(x, *(self.width,) * 4)
+
+    with (
+        mock.patch.object(layers.BatchNorm, "forward", nn.BatchNorm2d.forward),
+        mock.patch.object(layers.ReflectPad, "forward", pad),
+        mock.patch.object(decoders.NearestBlock, "forward", decoders.Block.forward),
+        mock.patch.object(upsamplers, "plain_float32", lambda x: False),
+    ):
+        yield
+
+
+def plain_step(s) -> None:
+    """The published loop's step, float32 throughout."""
+    with plain_layers():
+        z = s.z + torch.randn(s.z.shape, generator=s.generator, device=s.z.device) * s.jitter
+        s.optimizer.zero_grad()
+        out = s.network(z)
+        loss = functional.mse_loss(out, s.problem.y)
+        s.smoothed = out.detach() if s.smoothed is None else s.smoothed * 0.99 + out.detach() * 0.01
+        loss.backward()
+        s.optimizer.step()
+
+
+def clock() -> float:
+    """Seconds of the processor, or of the clock where a GPU does the work."""
+    return time.perf_counter() if torch.cuda.is_available() else time.process_time()
+
+
+def timed(work: Callable, s: State) -> float:
+    began = clock()
+    work(s)
+    if s.z.is_cuda:
+        torch.cuda.synchronize()
+    return clock() - began
+
+
+def each(a, part: str, cases: list[tuple], measure: Callable) -> None:
+    """``measure`` of every case, as long as there is time and memory for it."""
+    for case in cases:
+        if time.monotonic() > a.until:
+            note(part, left_out=f"{case}: no time left")
+            continue
+        try:
+            measure(*case)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            note(part, left_out=f"{case}: not enough memory")
+
+
+def in_turns(variants: dict[str, tuple[Callable, State]], a) -> dict[str, tuple[float, ...]]:
+    """Seconds of each variant's work, median, and least, median and most of its ratio to the
+    first's."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for n in range(a.rounds + 1):
+        for name, (work, s) in variants.items():
+            passed = timed(lambda s, work=work: [work(s) for _ in range(a.steps)], s)
+            if n:  # the first is not like the others
+                seconds[name].append(passed / a.steps)
+    first = next(iter(seconds.values()))
+    found = {}
+    for name, passed in seconds.items():
+        ratios = [b / a for a, b in zip(first, passed, strict=True)]
+        middle = statistics.median(ratios)
+        found[name] = (statistics.median(passed), min(ratios), middle, max(ratios))
+    return found
+
+
+def noisy(whole: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """The middle of a picture [H, W, C], and it with noise of sigma 25: [C, side, side] each."""
+    top, left = ((n - side) // 2 for n in whole.shape[:2])
+    x = np.moveaxis(whole[top : top + side, left : left + side], -1, 0) / np.float32(255)
+    noise = np.random.RandomState(7).standard_normal(x.shape)
+    y = (x + 25 / 255 * noise).clip(0, 1).astype(np.float32)
+    return np.ascontiguousarray(x, np.float32), y
