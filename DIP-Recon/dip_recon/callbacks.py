@@ -176,8 +176,9 @@ class TensorBoard:
 class Checkpoints:
     """Save all that the run needs to go on, every ``every`` iterations and when interrupted.
 
-    Where these take longer than ``LONGEST`` seconds, after that time already. Ctrl-C, SIGTERM and SIGUSR1 are looked at between two iterations only, so that what is saved is
-    whole: the checkpoint is written and Kept raised. The same when ``cancelled`` says True.
+    Where these take longer than ``LONGEST`` seconds, after that time already. Ctrl-C, SIGTERM and
+    SIGUSR1 are looked at between two iterations only, so that what is saved is whole: it is written
+    and Kept raised. The same when ``cancelled`` says True.
     """
 
     LONGEST = 120.0
