@@ -147,8 +147,10 @@ def noise_level(y: np.ndarray) -> float:
     Noise that its neighbours share is not seen (see ``flat_level``), texture that is everywhere and
     in all directions is taken for noise; a flat picture gives 0.
     """
-    level = _Patches(np.asarray(y, np.float32)).level() if min(y.shape[1:]) >= 2 else 0.0
-    return clipped_deviation(y, level) if level >= 0.1 else level
+    if min(y.shape[1:]) < 2:
+        return 0.0
+    deviation, level = _Patches(np.asarray(y, np.float32)).deviation()
+    return deviation if level is None else clipped_deviation(y, level)
 
 
 class _Patches:
@@ -180,8 +182,9 @@ class _Patches:
         # of white noise alone its variance
         self.structure = 4 * n / max(n - 1, 1) * means.var(2).mean(1)
 
-    def level(self) -> float:
-        """Noise level (0–255) before clipping."""
+    def deviation(self) -> tuple[float, float | None]:
+        """Deviation (0–255) of the noise in the chosen patches, and the level (0–255) of which
+        clipping leaves that there, None where it cannot."""
         order = np.argsort(self.brightness.mean(1), kind="stable")
         quarters = [self._plainest(part, self.count // 2) for part in np.array_split(order, 4)]
         many = len(order) >= 4 * PER_DIMENSION
@@ -192,7 +195,8 @@ class _Patches:
             groups, share = [self._plainest(order, 2 * self.count)], DIRECTIONS
         variances, weight = self._variances(groups, share)
         chosen = np.concatenate([_halves(group)[0] for group in groups])
-        return self._before_clipping(chosen, float(variances.mean()), weight)
+        deviation = 255 * math.sqrt(float(variances.mean()))
+        return deviation, self._before_clipping(chosen, deviation, weight)
 
     def _plainest(self, among: np.ndarray, count: int) -> np.ndarray:
         return among[np.argsort(self.structure[among], kind="stable")[:count]]
@@ -209,7 +213,8 @@ class _Patches:
         plain, more = np.array([[half.mean() for half in _halves(p)] for p in power]).T
         halves = [[self.structure[half].mean() for half in _halves(g)] for g in groups]
         structure, more_structure = np.array(halves).T
-        step = (more_structure - structure).sum()
+        # followed no further than it is seen, lest it swing
+        step = max((more_structure - structure).sum(), structure.sum())
         slope = min(max((more - plain).sum() / step, 0.0), 0.5) if step > 0 else 0.0
         without = np.maximum((plain - slope * structure) / (1 - slope), 0)
         return np.where(structure > plain, without, plain), weight
@@ -239,15 +244,15 @@ class _Patches:
         first, *_, last = start + slope * bright
         return bool(np.corrcoef(bright, variances)[0, 1] > straight and last > growth * first)
 
-    def _before_clipping(self, chosen: np.ndarray, variance: float, weight: np.ndarray) -> float:
-        """The level (0–255) whose noise has, clipped, this ``variance`` in the chosen patches."""
-
+    def _before_clipping(
+        self, chosen: np.ndarray, given: float, weight: np.ndarray
+    ) -> float | None:
         def deviation(sigma: float) -> float:
             means, variances = clipped_moments(np.linspace(0, 1, 501), sigma)
             left = np.interp(self.brightness[chosen], means, variances).mean(0)
             return 255 * math.sqrt(float(left @ weight))
 
-        return _inverse(deviation, 255 * math.sqrt(variance))
+        return _inverse(deviation, given)
 
 
 def _halves(group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -255,10 +260,10 @@ def _halves(group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return group[:middle], group[middle:] if len(group) > 1 else group
 
 
-def _inverse(deviation: Callable[[float], float], given: float) -> float:
-    """The noise level (0–255) of which clipping leaves the deviation ``given``, itself if none."""
+def _inverse(deviation: Callable[[float], float], given: float) -> float | None:
+    """The noise level (0–255) of which clipping leaves the deviation ``given``, None if of none."""
     if given < 0.1 or deviation(400.0) <= given:
-        return given
+        return None
     return float(brentq(lambda s: deviation(s) - given, 0.05, 400.0, xtol=0.01))
 
 
@@ -315,7 +320,8 @@ def before_clipping(y: np.ndarray, deviation: float) -> float:
     The inverse of ``clipped_deviation``; ``deviation`` itself where clipping cannot explain it.
     """
     mean = _smoothed(y)
-    return _inverse(lambda sigma: _deviation_left(mean, sigma), deviation)
+    level = _inverse(lambda sigma: _deviation_left(mean, sigma), deviation)
+    return deviation if level is None else level
 
 
 # High-pass filter of Daubechies' wavelet with two vanishing moments ("db2").
