@@ -166,16 +166,19 @@ class _Patches:
         if len(at) > PATCHES:
             at = np.random.RandomState(0).randint(rows * columns, size=PATCHES)
         patches = windows[at // columns, at % columns]  # [n, C, side, side]
-        least = PER_DIMENSION * self.channels * 3 * self.side**2 // 4
+        a, b, c, d = (patches[..., i::2, j::2] for i in (0, 1) for j in (0, 1))
+        detail = np.stack([a - b + c - d, a + b - c - d, a - b - c + d], 2) / 2
+        # clipped, or of one colour, as borders and captions are: neither has the noise in it
         clipped = ((patches <= 0) | (patches >= 1)).mean((2, 3)).max(1)
-        allowed = next((c for c in CLIPPED if np.sum(clipped <= c) >= least), 1)
-        at, patches = at[clipped <= allowed], patches[clipped <= allowed]
+        lost = np.where((np.abs(detail) < 1e-6).mean((1, 2, 3, 4)) > 0.5, 1, clipped)
+        least = PER_DIMENSION * detail[0].size
+        allowed = next((share for share in CLIPPED if np.sum(lost <= share) >= least), 1)
+        kept = lost <= allowed
+        at, a, b, c, d = (n[kept] for n in (at, a, b, c, d))
+        self.detail = detail[kept].reshape(len(at), -1)  # [n, 3/4 of C·side²], orthonormal
         block = max(self.side, min(BLOCK, min(height, width) // 4))
         self.odd = (at // columns // block + at % columns // block) % 2 == 1
         self.count = max(least, round(PLAINEST * len(at)))
-        a, b, c, d = (patches[..., i::2, j::2] for i in (0, 1) for j in (0, 1))
-        detail = np.stack([a - b + c - d, a + b - c - d, a - b - c + d], 2) / 2
-        self.detail = detail.reshape(len(at), -1)  # [n, 3/4 of C·side²], orthonormal
         means = ((a + b + c + d) / 4).reshape(len(at), self.channels, -1)
         self.brightness = means.mean(2)  # [n, C]
         n = means.shape[2]
@@ -213,10 +216,10 @@ class _Patches:
         plain, more = np.array([[half.mean() for half in _halves(p)] for p in power]).T
         halves = [[self.structure[half].mean() for half in _halves(g)] for g in groups]
         structure, more_structure = np.array(halves).T
-        # followed no further than it is seen, lest it swing
+        # followed no further than it is seen, and to no less than half, lest it swing
         step = max((more_structure - structure).sum(), structure.sum())
         slope = min(max((more - plain).sum() / step, 0.0), 0.5) if step > 0 else 0.0
-        without = np.maximum((plain - slope * structure) / (1 - slope), 0)
+        without = np.maximum((plain - slope * structure) / (1 - slope), plain / 2)
         return np.where(structure > plain, without, plain), weight
 
     def _power(self, chosen: np.ndarray, share: float) -> tuple[np.ndarray, ...]:
