@@ -115,17 +115,65 @@ def test_the_noise_level_is_told_from_a_picture(name, sigma, grey):
     assert noise.before_clipping(y, noise.noise_level(y)) == pytest.approx(sigma, rel=0.1)
 
 
-def test_noise_that_grows_with_brightness_gives_its_mean_power():
+@pytest.mark.parametrize("channels", [1, 3])
+def test_noise_that_grows_with_brightness_gives_its_mean_power(channels):
     clean = np.linspace(0.1, 0.8, 160, dtype=np.float32)[None, None].repeat(160, 1)
-    y = noise.add_poisson(np.repeat(clean, 3, 0), 0.02, np.random.RandomState(7))
+    y = noise.add_poisson(np.repeat(clean, channels, 0), 0.02, np.random.RandomState(7))
     rms = 255 * float(np.sqrt(np.square(y - clean).mean()))
     assert noise.noise_level(y) == pytest.approx(rms, rel=0.05)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_noise_alone_is_measured_without_bias(channels):
+    rng = np.random.RandomState(0)
+    for size, within in ((16, 0.05), (64, 0.03)):
+        draws = 0.5 + rng.normal(0, 20 / 255, (12, channels, size, size))
+        found = np.mean([noise.noise_level(y) for y in draws])
+        assert found == pytest.approx(20, rel=within), size
+
+
+@pytest.mark.parametrize("sigma", [10, 25, 50])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_noise_level_of_a_picture_that_is_clipped_in_places(channels, sigma):
+    [item] = resolve("bundled/coffee")
+    clean = images.read(item.path).data[:, 40:232, 60:252]
+    clean = (clean if channels == 3 else clean.mean(0, keepdims=True)) * 3 - 0.9
+    y = noise.add_gaussian(clean.clip(0, 1), sigma, np.random.RandomState(7))
+    assert np.mean((y <= 0) | (y >= 1)) > 0.1
+    assert noise.before_clipping(y, noise.noise_level(y)) == pytest.approx(sigma, rel=0.1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_border_of_one_colour_has_not_the_noise_in_it(channels, picture):
+    y = noise.add_gaussian(picture[:channels], 15, np.random.RandomState(7))
+    y[:, :50] = 16 / 255
+    expected = 15 * math.sqrt(1 - 50 / y.shape[1])  # its mean power, were the border counted
+    assert expected < 13.1
+    assert noise.noise_level(y) == pytest.approx(15, rel=0.07)
+
+
+def test_black_and_white_at_random_is_what_no_clipping_explains():
+    y = (np.random.RandomState(0).rand(1, 128, 128) > 0.5).astype(np.float32)
+    assert noise.noise_level(y) == pytest.approx(127.5, rel=0.15)
+
+
+def test_texture_is_taken_off_as_far_as_structure_tells_it():
+    """Detail whose power follows the structure, in a picture without a plain place."""
+    rng = np.random.RandomState(3)
+    amount = 0.05 + 0.15 * np.abs(np.sin(np.arange(192) / 30))[:, None]
+    clean = 0.5 + amount * gaussian_filter(rng.normal(0, 1, (192, 192)), 0.6)
+    y = noise.add_gaussian(clean[None], 10, np.random.RandomState(7))
+    assert noise.noise_level(y) == pytest.approx(10, rel=0.15)
+    assert noise.noise_level(clean[None]) < 3
+
+
 def test_a_flat_or_tiny_picture_has_no_noise_level():
-    assert noise.noise_level(np.full((3, 64, 64), 0.4, np.float32)) == pytest.approx(0, abs=1e-3)
-    for size in ((1, 1), (3, 37), (9, 9), (20, 15)):
-        assert math.isfinite(noise.noise_level(np.random.RandomState(0).rand(1, *size)))
+    for value in (0, 0.4, 1):
+        assert noise.noise_level(np.full((3, 64, 64), value, np.float32)) < 1e-3
+    for size in ((1, 1), (1, 50), (50, 1), (2, 2), (3, 3), (3, 37), (9, 9), (20, 15)):
+        for channels in (1, 3):
+            found = noise.noise_level(np.random.RandomState(0).rand(channels, *size))
+            assert math.isfinite(found), size
 
 
 def test_texture_of_all_directions_is_not_taken_for_noise():
