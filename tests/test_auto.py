@@ -80,6 +80,7 @@ def test_noise_that_neighbours_share_goes_by_method_noise():
     y = (ramp + gaussian_filter(rough, (0, 1.2, 1.2))).clip(0, 1).astype(np.float32)
     choice = auto.denoising(y)
     assert choice.options.stopping == "AMNS" and "shared" in choice.reasons[0]
+    assert auto.denoising(y, used=0.1).sigma > choice.sigma == auto.FAITHFUL, "of what it uses"
 
 
 def test_a_picture_with_holes_stops_by_pixels_held_out_while_there_are_enough():

@@ -276,6 +276,13 @@ def test_run_again_it_keeps_what_is_finished_and_does_the_rest(sweep_file, tmp_p
     assert "8 runs, 7 finished before" in capsys.readouterr().out
     after = stamps(tmp_path)
     assert {p for p in after if before.get(p) != after[p]} == {gone}
+    # killed between a run's end and its row
+    tables = {path: path.read_bytes() for path in tmp_path.rglob("results.csv")}
+    for path in tables:
+        path.unlink()
+    assert call(sweep_file(), tmp_path) == 0 and stamps(tmp_path) == after
+    assert tables == {path: path.read_bytes() for path in tmp_path.rglob("results.csv")}
+    capsys.readouterr()
     # other numbers are refused, unless told to start again
     assert call(sweep_file(), tmp_path, "--lr 0.5") == 2
     assert "lr" in capsys.readouterr().err

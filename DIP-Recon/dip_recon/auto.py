@@ -75,9 +75,10 @@ class Choice:
                 say(f"  {what}: {value}")
 
 
-def denoising(y: np.ndarray, given: dict | None = None) -> Choice:
+def denoising(y: np.ndarray, given: dict | None = None, used: float = 1.0) -> Choice:
     """Choose for the noisy picture ``y`` [C, H, W] in [0, 1].
 
+    used: the share of its range that the picture used, before it was stretched to all of it.
     ``given``: options that the user has set; what they say is not chosen. Raises UserError for one
     that will not do, and for a picture that is too small.
     """
@@ -94,7 +95,7 @@ def denoising(y: np.ndarray, given: dict | None = None) -> Choice:
         deviation = noise.clipped_deviation(y, sigma)
         said = f"noise level {sigma:g} as given"
     elif shared:
-        sigma = deviation = min(FLAT * flat, max(FAITHFUL, FLAT * white))
+        sigma = deviation = min(FLAT * flat, max(FAITHFUL / used, FLAT * white))
         said = f"noise level about {sigma:.1f} of 255, shared by neighbouring pixels"
     else:
         deviation = white

@@ -105,7 +105,7 @@ def denoise(
     given = (DRAFTED if draft else {}) | given
     if given.get("sigma"):  # of the stretched picture, and of means of 2×2 pixels
         given["sigma"] /= most * (2 if draft else 1)
-    choice = auto.denoising(small, given)
+    choice = auto.denoising(small, given, most)
     if draft:
         choice.reasons.insert(0, "a draft at half the size, which halves the noise")
     if most < 1:

@@ -89,9 +89,11 @@ def main(argv: list[str], prog: str = "dip-recon sweep") -> int:
     with open_log(folder / "log.txt") as say:
         for line in header:
             say(line)
-        for plan in wanted:
-            if plan.run.finished:
-                finish_off(plan.run)
+        finished = [plan.run for plan in wanted if plan.run.finished]
+        for run in finished:
+            finish_off(run)
+        for method in dict.fromkeys(run.folder.parent for run in finished):
+            runs.write_results(method)  # a kill may have come between a run's end and its row
         failed, given_up = _carry_out(
             left, replace(switches, overwrite=False), cluster, folder, say
         )
