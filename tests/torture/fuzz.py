@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 import resource
 import signal
@@ -24,6 +25,7 @@ import time
 import traceback
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -283,7 +285,9 @@ def attempt(reader: Reader, folder: Path, content: bytes) -> bool:
 
 
 def run(budget_s: float, say: Callable[[str], None]) -> dict[str, object]:
-    """Fuzz every reader for its share of ``budget_s`` seconds.
+    """Fuzz every reader for its share of ``budget_s`` seconds, as many at once as there are cores.
+
+    What it takes to begin, more than that share with atheris, comes on top.
 
     Returns the figures: by what the inputs were made, how many were tried, read, refused, and
     ``failed``, how many kinds of crash, hang and wrong exception came of them.
@@ -292,14 +296,18 @@ def run(budget_s: float, say: Callable[[str], None]) -> dict[str, object]:
     kept = Path(tempfile.mkdtemp(prefix="fuzz-"))
     figures = {"by": by, "tried": 0, "read": 0, "refused": 0, "failed": 0}
     say(f"fuzz: {len(READERS)} readers by {by}")
-    for n, reader in enumerate(READERS.values()):
-        found = _one(reader, budget_s / len(READERS), n, kept / reader.name)
-        for key in ("tried", "read", "refused"):
-            figures[key] += found[key]
-        figures["failed"] += len(found["failures"])
-        say(f"fuzz {reader.name}: {found['tried']} tried, {found['refused']} refused cleanly")
-        for failure in found["failures"]:
-            say(f"fuzz {reader.name}: FAILED {failure}")
+
+    def fuzzed(n: int, reader: Reader) -> tuple[Reader, dict]:
+        return reader, _one(reader, budget_s / len(READERS), n, kept / reader.name)
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as hands:
+        for reader, found in hands.map(fuzzed, range(len(READERS)), READERS.values()):
+            for key in ("tried", "read", "refused"):
+                figures[key] += found[key]
+            figures["failed"] += len(found["failures"])
+            say(f"fuzz {reader.name}: {found['tried']} tried, {found['refused']} refused cleanly")
+            for failure in found["failures"]:
+                say(f"fuzz {reader.name}: FAILED {failure}")
     if figures["failed"]:
         say(f"fuzz: what failed is in {kept}")
     return figures
