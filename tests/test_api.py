@@ -141,6 +141,7 @@ def test_inpaint_and_enlarge_keep_whole_numbers(noisy):
     assert not np.array_equal(larger, other)
     refused(lambda: dip_recon.inpaint(y, mask[3:], **SMALL), "mask", "29×33")
     refused(lambda: dip_recon.inpaint(y, np.zeros((32, 33)), **SMALL), "no pixel is known")
+    refused(lambda: dip_recon.inpaint(y, np.ones((32, 33)), **SMALL), "no pixel is missing")
     refused(lambda: dip_recon.inpaint(y, np.ones((32, 33, 2)), **SMALL), "[H, W]")
 
 

@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 from skimage import data
 
@@ -222,3 +223,17 @@ def test_a_gradient_is_no_noise_and_noise_that_pixels_share_is_seen():
     rms = 255 * float(shared.std())
     assert 0.6 * rms < noise.flat_level(ramp + shared) < rms
     assert noise.noise_level(ramp + shared) < 0.3 * rms
+
+
+@pytest.mark.parametrize("paper", [0, 200, 255])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_page_of_text_has_no_noise(paper, channels):
+    page = Image.new("L", (256, 256), paper)
+    for line in range(18):
+        words = "The quick brown fox jumps over the lazy dog"
+        ImageDraw.Draw(page).text((5, 5 + 14 * line), words, fill=235 if paper == 0 else 20)
+    y = np.repeat(np.asarray(page, np.float32)[None] / 255, channels, 0)
+    assert noise.noise_level(y) < 0.1
+    if paper == 200:
+        noisy = noise.add_gaussian(y, 15, np.random.RandomState(7))
+        assert noise.noise_level(noisy) == pytest.approx(15, rel=0.05)

@@ -132,6 +132,8 @@ def inpaint(
         return np.where(kept, picture, back(x))
 
     A = operators.Mask(known)
+    if known.all():
+        raise UserError("mask: no pixel is missing; 0 or False is what is to be filled in")
     job = tasks.Job("picture", Problem(A(tasks.tensor(data)), A, data.shape[1:]), data, "")
     choice = auto.filling(job.problem, auto.INPAINTING, _options(options, auto.INPAINTING))
     return filled(_fitter(progress, filled, data.shape[1:])(job, choice.options))

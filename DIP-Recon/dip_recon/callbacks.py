@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable
 from contextlib import contextmanager
 
@@ -193,12 +194,12 @@ class Checkpoints:
         self.run, self.every, self.evaluation = run, every, evaluation
         self.cancelled = cancelled
         self.interrupted = False
-        self.saved = 0.0  # seconds of the run, as all of these
+        self.saved = time.monotonic()
 
     def __call__(self, state: State) -> None:
         if self.cancelled and self.cancelled():
             self.interrupted = True
-        late = state.seconds - self.saved > self.LONGEST
+        late = time.monotonic() - self.saved > self.LONGEST
         if state.iteration % self.every == 0 or late or self.interrupted:
             self.save(state)
         if self.interrupted:
@@ -209,7 +210,7 @@ class Checkpoints:
         rows = self.evaluation.rows
         self.run.save_checkpoint({"state": state.state_dict(), "rows": rows})
         self.run.write_history(rows)
-        self.saved = state.seconds
+        self.saved = time.monotonic()
 
     def restore(self, state: State) -> bool:
         """Put ``state`` and the rows back to where the last checkpoint was; False if none is."""
@@ -225,7 +226,6 @@ class Checkpoints:
         ) as error:  # fmt: skip
             raise self.run.bad_checkpoint() from error
         self.evaluation.rows = saved["rows"]
-        self.saved = state.seconds
         return True
 
     @contextmanager

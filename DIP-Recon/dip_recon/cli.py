@@ -290,10 +290,10 @@ def _restore(args, job, base) -> int:
     images.write(args.output, restored, like=job.like)
     done = f"picture of iteration {summary['stop_iteration']}, {summary['iterations']} run"
     print(f"{args.output}: {done}, {summary['seconds']:.0f} s")
-    if options.stopping not in ("fixed", "none") and not summary["stopped_by_rule"]:
-        print("it was still getting better: more --iterations may be worth it")
     if summary.get("gave_up"):
         print(f"{GAVE_UP} another --seed")
+    elif options.stopping not in ("fixed", "none") and not summary["stopped_by_rule"]:
+        print("it had not settled by then: more --iterations may be better")
     return int(bool(summary.get("gave_up")))
 
 

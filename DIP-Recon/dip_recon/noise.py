@@ -128,6 +128,7 @@ PER_DIMENSION = 30  # patches at least, for the directions to be found
 DIRECTIONS = 1 / 8  # share of them in which there is least texture
 BLOCK = 16  # pixels a side of the places in which directions are found, or noise is measured
 CLIPPED = (0.1, 0.25, 0.5, 1)  # share of a patch that may be; the next where too few are left
+FREE = 0.1  # share of the patches: fewer are the letters on noisy paper
 GROWS = 0.9, 1.4  # correlation of variance with brightness, and its growth, that are believed
 
 
@@ -170,9 +171,14 @@ class _Patches:
         detail = np.stack([a - b + c - d, a + b - c - d, a - b - c + d], 2) / 2
         # clipped, or of one colour, as borders and captions are: neither has the noise in it
         clipped = ((patches <= 0) | (patches >= 1)).mean((2, 3)).max(1)
-        lost = np.where((np.abs(detail) < 1e-6).mean((1, 2, 3, 4)) > 0.5, 1, clipped)
+        nothing = (np.abs(detail) < 1e-6).mean((1, 2, 3, 4))
+        one = nothing > 0.5
+        # but where most is so, and the rest without noise too, it is a drawing or a page of text
+        self.drawn = one.mean() > 0.5 and (one.all() or nothing[~one].mean() > 0.1)
+        lost = np.where(one, 0 if self.drawn else 1, clipped)
         least = PER_DIMENSION * detail[0].size
-        allowed = next((share for share in CLIPPED if np.sum(lost <= share) >= least), 1)
+        enough = max(least, FREE * len(lost))
+        allowed = next((share for share in CLIPPED if np.sum(lost <= share) >= enough), 1)
         kept = lost <= allowed
         at, a, b, c, d = (n[kept] for n in (at, a, b, c, d))
         self.detail = detail[kept].reshape(len(at), -1)  # [n, 3/4 of C·side²], orthonormal
@@ -180,7 +186,7 @@ class _Patches:
         self.odd = (at // columns // block + at % columns // block) % 2 == 1
         self.count = max(least, round(PLAINEST * len(at)))
         means = ((a + b + c + d) / 4).reshape(len(at), self.channels, -1)
-        self.brightness = means.mean(2)  # [n, C]
+        self.brightness = means.mean(2, dtype=np.float64)  # [n, C]
         n = means.shape[2]
         # of white noise alone its variance
         self.structure = 4 * n / max(n - 1, 1) * means.var(2).mean(1)
@@ -190,7 +196,7 @@ class _Patches:
         clipping leaves that there, None where it cannot."""
         order = np.argsort(self.brightness.mean(1), kind="stable")
         quarters = [self._plainest(part, self.count // 2) for part in np.array_split(order, 4)]
-        many = len(order) >= 4 * PER_DIMENSION
+        many = len(order) >= 4 * PER_DIMENSION and not self.drawn
         if many and self._grows(quarters, self._variances(quarters)[0]):
             # a dark channel has less noise than the others: the least directions are all its own
             groups, share = quarters, 1 / 2
@@ -240,7 +246,7 @@ class _Patches:
     def _grows(self, quarters: list[np.ndarray], variances: np.ndarray) -> bool:
         """Whether variance grows from the darkest quarter to the brightest, in a straight line."""
         bright = np.array([self.brightness[_halves(quarter)[0]].mean() for quarter in quarters])
-        if np.ptp(bright) <= 0 or np.ptp(variances) <= 0:
+        if np.ptp(bright) < 1e-4 or np.ptp(variances) <= 0:
             return False
         straight, growth = GROWS
         slope, start = np.polyfit(bright, variances, 1)

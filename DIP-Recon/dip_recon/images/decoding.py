@@ -31,7 +31,8 @@ _DECOMPRESSORS = {
     tifffile.COMPRESSION.LZMA: partial(lzma.LZMADecompressor, memlimit=2**28),
 }
 _ORIENTATION, _CAMERA = 0x0112, 0x8769  # tags of EXIF
-_STALE = (0x927C, 0xA002, 0xA003)  # the maker's own, which points to where it lay; width and height
+# Width and height; other pictures in the file, and the maker's own, which point to where they lay.
+_STALE = (0x0100, 0x0101, 0xA002, 0xA003, 0x014A, 0x927C)
 _MOST_EXIF = 65_000  # bytes; a JPEG holds 65,533
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
 _TIFF_COLOURS = (
@@ -124,7 +125,8 @@ def _exif(image: Image.Image) -> bytes | None:
         return None
     try:
         exif = image.getexif()
-        exif.pop(_ORIENTATION, None)
+        for tag in (_ORIENTATION, *_STALE):
+            exif.pop(tag, None)
         camera = exif.get_ifd(_CAMERA)
         for tag in _STALE:
             camera.pop(tag, None)

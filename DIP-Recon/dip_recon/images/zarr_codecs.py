@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bz2
 import functools
+import gzip
 import io
 import lzma
 import math
@@ -18,8 +19,14 @@ from types import ModuleType
 
 _SLACK = 2**20  # bytes; zstd tells a stream's size in blocks of 128 kB
 _TIMES = 4  # of a chunk's own bytes: differences may be stored in a wider type
-_PIECE = 2**20
+_PIECE, _FED = 2**20, 2**16  # bytes that come out of a stream at once, or are put in
 _LZMA_MEMORY = 2**28  # xz -9 needs 65 MiB
+
+
+def most_stored(shape: tuple[int, ...], itemsize: int, whole: bool) -> int:
+    """Bytes that a chunk may have before it is decoded: as a file, or as a part of one."""
+    own = math.prod(shape) * itemsize
+    return _most(shape, itemsize) if whole else own + own // 8 + 1024
 
 
 def bound(array) -> None:
@@ -63,7 +70,7 @@ class _Bounded:
         for data, spec in chunks_and_specs:
             if data is not None:
                 most = _most(spec.shape, spec.dtype.to_native_dtype().itemsize)
-                _check(self.id, data.to_bytes(), most)
+                _check(self.id, data.as_numpy_array(), most)
         return await super().decode(chunks_and_specs)
 
 
@@ -96,19 +103,13 @@ def _pieces(open_: Callable) -> Callable[..., Iterator[int]]:
     return lengths
 
 
-def _inflated(wbits: int) -> Callable[..., Iterator[int]]:
-    """Of a deflated stream; of gzip's others may follow, and zeros."""
-
-    def lengths(data: memoryview, codec) -> Iterator[int]:
-        rest = bytes(data)
-        while rest:
-            stream = zlib.decompressobj(wbits)
-            while rest and not stream.eof:
-                yield len(stream.decompress(rest, _PIECE))
-                rest = stream.unconsumed_tail
-            rest = stream.unused_data.lstrip(b"\0") if wbits > 15 else b""
-
-    return lengths
+def _inflated(data: memoryview, codec) -> Iterator[int]:
+    stream = zlib.decompressobj()
+    for at in range(0, len(data), _FED):
+        rest = data[at : at + _FED]
+        while len(rest) and not stream.eof:
+            yield len(stream.decompress(rest, _PIECE))
+            rest = stream.unconsumed_tail
 
 
 def _lzma(data: memoryview, codec) -> Iterator[int]:
@@ -133,6 +134,8 @@ def _zstd(data: memoryview, codec) -> Iterator[int]:
         if magic & ~15 == 0x184D2A50:  # a frame to be skipped
             at += 8 + int.from_bytes(data[at + 4 : at + 8], "little")
             continue
+        if magic != 0xFD2FB528:
+            return  # the decoder will say so
         single, field = flags >> 5 & 1, flags >> 6
         at += 5 + (not single) + (0, 1, 2, 4)[flags & 3]
         width = (single, 2, 4, 8)[field]
@@ -150,9 +153,9 @@ def _zstd(data: memoryview, codec) -> Iterator[int]:
 _SIZES: dict[str, Callable[..., Iterator[int]]] = {
     "blosc": _in_header(4),
     "bz2": _pieces(bz2.open),
-    "gzip": _inflated(31),
+    "gzip": _pieces(gzip.open),
     "lz4": _in_header(0),
     "lzma": _lzma,
-    "zlib": _inflated(15),
+    "zlib": _inflated,
     "zstd": _zstd,
 }

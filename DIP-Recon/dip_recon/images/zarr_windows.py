@@ -22,7 +22,7 @@ from .windows import TYPES, Sink, Source, damaged, kind_of, other_picture, tempo
 _CHUNK = 512  # pixels a side in what is written
 _MARKS = ("zarr.json", ".zarray", ".zgroup")
 _METADATA = 2**24  # bytes of a file of it
-_COPIES = 3  # of a chunk, while it is read
+_COPIES = 7  # of a chunk, while it is read: three, and four that a hostile one may swell to
 _INDEX = 16  # bytes of a shard's index for each chunk in it
 _CODECS = {
     "blosc", "bytes", "bz2", "crc32c", "delta", "gzip", "lz4", "lzma", "sharding_indexed",
@@ -104,6 +104,8 @@ def _store(path: Path, zarr: ModuleType):
     root, metadata = path.resolve(), (*_MARKS, ".zattrs", ".zmetadata")
 
     class Store(zarr.storage.LocalStore):
+        most = (_METADATA, _METADATA)  # bytes of a file and of a part of one, until they are known
+
         async def get(self, key, prototype=None, byte_range=None):
             file = path / key
             if file.exists():
@@ -111,15 +113,25 @@ def _store(path: Path, zarr: ModuleType):
                     raise ValueError(f"the link {key} leads out of it")
                 if not file.is_file():
                     raise ValueError(f"{key} is not a file")
-                most = _METADATA if file.name in metadata else memory.free()
-                if byte_range is None and file.stat().st_size > most:
-                    raise ValueError(f"{key} has {file.stat().st_size} bytes")
+                size = _asked(byte_range, file.stat().st_size)
+                most = _METADATA if file.name in metadata else self.most[byte_range is not None]
+                if size > most:
+                    raise ValueError(f"{key} has {size} bytes of a chunk")
             return await super().get(key, prototype, byte_range)
 
         async def get_partial_values(self, prototype, key_ranges):
             return [await self.get(key, prototype, part) for key, part in key_ranges]
 
     return Store(path, read_only=True)
+
+
+def _asked(byte_range, size: int) -> int:
+    """Bytes of a file of ``size`` bytes that zarr asks for."""
+    if hasattr(byte_range, "end"):
+        return byte_range.end - byte_range.start
+    if hasattr(byte_range, "suffix"):
+        return min(byte_range.suffix, size)
+    return size - getattr(byte_range, "offset", 0)
 
 
 def _check_codecs(path: Path, array) -> None:
@@ -144,10 +156,15 @@ def _check_codecs(path: Path, array) -> None:
 
 
 def _check_chunks(path: Path, array) -> None:
-    """Raise UserError where reading a single chunk takes more memory than there is."""
-    sides = getattr(array, "shards", None) or array.chunks
-    needed = _COPIES * math.prod(sides) * array.dtype.itemsize
-    needed += _INDEX * math.prod(sides) // max(math.prod(array.chunks), 1)
+    """Raise UserError where reading a single chunk takes more memory than there is.
+
+    What is stored of one is bounded from here on.
+    """
+    sides, size = getattr(array, "shards", None) or array.chunks, array.dtype.itemsize
+    index = _INDEX * math.prod(sides) // max(math.prod(array.chunks), 1)
+    needed = _COPIES * math.prod(sides) * size + index
+    part = max(zarr_codecs.most_stored(array.chunks, size, whole=False), 2 * index + 1024)
+    array.store.most = zarr_codecs.most_stored(sides, size, whole=True) + index, part
     free = memory.free()
     if needed > free:
         raise UserError(
