@@ -131,9 +131,9 @@ def inpaint(
     def filled(x: np.ndarray) -> np.ndarray:
         return np.where(kept, picture, back(x))
 
-    A = operators.Mask(known)
     if known.all():
         raise UserError("mask: no pixel is missing; 0 or False is what is to be filled in")
+    A = operators.Mask(known)
     job = tasks.Job("picture", Problem(A(tasks.tensor(data)), A, data.shape[1:]), data, "")
     choice = auto.filling(job.problem, auto.INPAINTING, _options(options, auto.INPAINTING))
     return filled(_fitter(progress, filled, data.shape[1:])(job, choice.options))
@@ -149,7 +149,7 @@ def enlarge(
     factor = _whole("factor", factor, 2, 16)
     data, back = _read(picture)
     given = {"sr_factor": factor} | _options(options, auto.SUPER_RESOLUTION)
-    A = operators.Downsample(factor, given.get("sr_kernel_type", "lanczos2"))
+    A = operators.Downsample(factor, replace(auto.SUPER_RESOLUTION, **given).sr_kernel_type)
     size = tuple(factor * n for n in data.shape[1:])
     job = tasks.Job("picture", Problem(tasks.tensor(data), A, size), data, "")
     choice = auto.filling(job.problem, auto.SUPER_RESOLUTION, given)

@@ -125,11 +125,9 @@ def _exif(image: Image.Image) -> bytes | None:
         return None
     try:
         exif = image.getexif()
-        for tag in (_ORIENTATION, *_STALE):
-            exif.pop(tag, None)
-        camera = exif.get_ifd(_CAMERA)
-        for tag in _STALE:
-            camera.pop(tag, None)
+        for notes in (exif, exif.get_ifd(_CAMERA)):
+            for tag in (_ORIENTATION, *_STALE):
+                notes.pop(tag, None)
         content = exif.tobytes() if exif else b""
     except Exception:  # whatever Pillow raises on bytes from outside
         return None
