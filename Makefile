@@ -20,7 +20,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 
 bench: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/suite.py
 
 # Nothing is installed whose hash is not in requirements.txt, but for torch, whose builds differ from
 # machine to machine: of it the version is pinned, and all else that it needs is there by then.

@@ -1,4 +1,4 @@
-"""What a GPU makes of it, in under ten minutes; `step.py` has what is the same on every machine.
+"""What a GPU makes of it, in under ten minutes; `suite.py` has what is the same on every machine.
 
     python benchmarks/gpu.py FOLDER [--parts formats together memory quality] [--minutes 9]
 

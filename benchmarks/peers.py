@@ -1,4 +1,4 @@
-"""Other programs and plain DIP beside `dip-recon denoise`: the parts peers and reach of `step.py`.
+"""Other programs and plain DIP beside `dip-recon denoise`: the parts peers and reach of `suite.py`.
 
 All restore the same noisy crop, sigma 25, in one process; seconds are the processor's. deepinv and
 BM3D are measured where they are installed: `pip install ".[bench]"` and, for BM3D, whose licence

@@ -1,4 +1,4 @@
-"""Seconds and memory against size, width and number of runs: the part scaling of `step.py`.
+"""Seconds and memory against size, width and number of runs: the part scaling of `suite.py`.
 
 An exponent is the slope of the logarithms: against pixels 1 is linear, 0 constant. Memory is what
 came on top of what the process had before.

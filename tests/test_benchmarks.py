@@ -17,16 +17,16 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
-def test_step_quick(tmp_path, monkeypatch):
-    import step
+def test_suite_quick(tmp_path, monkeypatch):
+    import suite
 
     for peer in ("deepinv", "bm3d"):
         monkeypatch.setitem(sys.modules, peer, None)
-    csv_file, figure = tmp_path / "step.csv", tmp_path / "scaling.png"
+    csv_file, figure = tmp_path / "suite.csv", tmp_path / "scaling.png"
     what = ["--networks", "DIP_2_scaled", "--pictures", "chelsea"]
-    step.main(["--quick", *what, "--csv", str(csv_file), "--figure", str(figure)])
+    suite.main(["--quick", *what, "--csv", str(csv_file), "--figure", str(figure)])
     rows = rows_of(csv_file)
-    assert {row["part"] for row in rows} == {*step.PARTS, "machine", "suite"}
+    assert {row["part"] for row in rows} == {*suite.PARTS, "machine", "suite"}
     assert [r["network"] for r in rows if r["part"] == "steps"] == ["DIP_2_scaled"]
     peers = [r for r in rows if r["part"] == "peers"]
     assert [bool(r["psnr"]) for r in peers] == [True, True, False, False]
@@ -34,21 +34,21 @@ def test_step_quick(tmp_path, monkeypatch):
     assert figure.stat().st_size > 1000
 
 
-def test_step_heeds_the_time(capsys):
-    import step
+def test_suite_heeds_the_time(capsys):
+    import suite
 
-    step.main(["--quick", "--minutes", "0"])
+    suite.main(["--quick", "--minutes", "0"])
     said = capsys.readouterr().out
     measured = [line for line in said.splitlines()[1:] if not line.startswith("suite")]
     assert all("no time left" in line or "a copy" in line for line in measured)
-    assert {line.split()[0] for line in measured} == set(step.PARTS)
+    assert {line.split()[0] for line in measured} == set(suite.PARTS)
 
 
 def test_deepinv_where_it_is_installed(tmp_path):
     pytest.importorskip("deepinv")
-    import step
+    import suite
 
-    step.main(["--quick", "--parts", "peers", "--csv", str(tmp_path / "peers.csv")])
+    suite.main(["--quick", "--parts", "peers", "--csv", str(tmp_path / "peers.csv")])
     assert any(r["method"] == "deepinv DeepImagePrior" for r in rows_of(tmp_path / "peers.csv"))
 
 
@@ -67,26 +67,26 @@ def test_plain_dip_is_kept(tmp_path, monkeypatch):
 
 
 def test_bytes_that_operations_move():
-    import step
+    import suite
 
     a, b = torch.ones(1000), torch.ones(1000)
-    with step.Bytes() as traffic:
+    with suite.Bytes() as traffic:
         c = a + b
     assert traffic.count == 12000
-    with step.Bytes() as traffic:
+    with suite.Bytes() as traffic:
         c.view(10, 100).t()
     assert traffic.count == 0
-    with step.Bytes() as traffic:
+    with suite.Bytes() as traffic:
         c.add_(b)
     assert traffic.count == 12000
 
 
 def test_the_plain_step_takes_plain_layers():
-    import step
+    import suite
 
-    s = step.plain(step.state("DIP_2_scaled", 64, "fp32", dim=[4])[0])
+    s = suite.plain(suite.state("DIP_2_scaled", 64, "fp32", dim=[4])[0])
     with mock.patch("torch.native_group_norm", side_effect=AssertionError):
-        step.plain_step(s)
+        suite.plain_step(s)
 
 
 def test_gpu_small_on_any_machine(tmp_path):

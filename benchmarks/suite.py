@@ -1,6 +1,6 @@
 """What this machine makes of it, side by side in one run, in under 15 minutes (`make bench`).
 
-    python benchmarks/step.py [--parts steps watching …] [--minutes 14] [--size 128] [--rounds 7]
+    python benchmarks/suite.py [--parts steps watching …] [--minutes 14] [--size 128] [--rounds 7]
                               [--csv FILE] [--figure FILE] [--full] [--quick]
 
 - steps: every registered network at its default size, ours against plain: min, median, max.
