@@ -2,7 +2,8 @@
 
 A rule sees the raw output and the candidate result (the exponential moving average, or the output
 itself where there is none). It never sees the ground truth. After the run ``iteration`` and
-``picture`` are the iteration it settled on and the picture of that very iteration.
+``picture`` are the iteration it settled on and the picture of that very iteration, or the mean of
+several that it ends with.
 """
 
 from __future__ import annotations
@@ -300,17 +301,18 @@ class HeldOut(Fixed):
     same everywhere, only that it be independent from pixel to pixel (Ding et al., "A validation
     approach to over-parameterized matrix and image recovery", arXiv 2209.10675, section 4; Yaman
     et al., "Zero-shot self-supervised learning for MRI reconstruction", ICLR 2022). The run ends
-    when that error has had no new minimum for a quarter of the iterations done, but at least
+    when that error has had no new minimum for ``WAIT`` of the iterations done, but at least
     ``least``; it returns the picture of the minimum.
 
-    In denoising what was held out is taken into that picture with the weight of least error: of two
-    estimates with independent errors, e² that of the fit, known from the above, and s² the noise's,
-    e²/(e² + s²).
+    Being told from few pixels, the error has minima by chance. In denoising a picture that is not
+    significantly worse than the best, so by less than two standard errors of the squared errors'
+    difference pixel by pixel, passes for as good, and what is returned is the mean of the best and
+    of those that passed after it. That ends when the method noise (see ``MethodNoise``) is clearly
+    below what the noise level told from the picture would have it be.
 
-    Being told from few pixels, the error has minima by chance while the fit is slow. In denoising
-    a minimum only counts once the method noise (see ``MethodNoise``) is down to what the noise
-    level told from the picture would have it be; before, all that is not clearly worse passes for
-    one.
+    In denoising also, what was held out is taken into the picture with the weight of least error:
+    of two estimates with independent errors, e² that of the fit, known from the above, and s² the
+    noise's, e²/(e² + s²).
 
     Args:
         problem: the whole problem; where it has a mask, known pixels are held out. Of its measured
@@ -320,8 +322,9 @@ class HeldOut(Fixed):
     name = "held-out"
     until = "until pixels held out of the fit get worse"
     SHARE, ENOUGH, MOST = 0.01, 600, 0.03
-    WAIT = 0.25
-    SLACK, WORSE = 1.01, 1.03
+    WAIT = 0.15
+    SIGNIFICANT = 2.0  # standard errors
+    SLACK = 0.95  # for the noise level told may be 5 % too high
 
     def __init__(self, problem: Problem, least: int = 100) -> None:
         super().__init__()
@@ -339,9 +342,11 @@ class HeldOut(Fixed):
         held = torch.zeros_like(known).flatten()
         held[places[order[:count]]] = 1
         self.held = held.reshape(known.shape).to(y.device)
-        self.count = count * (y.shape[1] if y.ndim > 2 else 1)
+        self.places = self.held.expand_as(y).flatten().nonzero().flatten()
         self.problem, self.least = problem, least
-        self.minimum = self.best = math.inf
+        self.best = math.inf
+        self.errors = torch.zeros(len(self.places), device=y.device)  # squared, of the best
+        self.count = 0  # of the pictures that ``picture`` is the mean of
         self.level = 0.0  # of the noise, on the 0–1 scale; 0 where it is not asked for
         self.enough = math.inf
         if isinstance(problem.A, Identity):
@@ -356,29 +361,38 @@ class HeldOut(Fixed):
 
     def update(self, iteration: int, out: Tensor, candidate: Tensor) -> bool:
         with torch.no_grad():
-            errors = (self.problem.A(candidate) - self.problem.y).square()
-            # both at once, since asking waits for the device
-            error, power = torch.stack([(errors * self.held).sum(), errors.mean()]).tolist()
-        self.best = min(self.best, error)
-        slow = power > self.enough and error < self.WORSE * self.best
-        if error < self.minimum or slow:
-            self.minimum = error
-            self.iteration, self.picture = iteration, self._with_held(candidate, error)
+            squares = (self.problem.A(candidate) - self.problem.y).square()
+            errors = squares.flatten()[self.places]
+            change = errors - self.errors
+            # all at once, since asking waits for the device
+            told = torch.stack([errors.sum(), change.square().sum(), squares.mean()])
+        error, variance, power = told.tolist()
+        if error < self.best:
+            self.best, self.errors = error, errors
+            self.iteration, self.count = iteration, 1
+            self.picture = self._with_held(candidate, error)
+        elif power > self.enough and error - self.best < self.SIGNIFICANT * math.sqrt(variance):
+            self.iteration, self.count = iteration, self.count + 1
+            self.picture = torch.lerp(
+                self.picture, self._with_held(candidate, error), 1 / self.count
+            )
         return iteration - self.iteration >= max(self.least, self.WAIT * iteration)
 
     def _with_held(self, candidate: Tensor, error: float) -> Tensor:
         """A copy of ``candidate`` with the measurement's share at the pixels held out."""
         if not self.level:
             return candidate.clone()
-        weight = max(0.0, 1 - self.level**2 * self.count / max(error, 1e-12))
+        weight = max(0.0, 1 - self.level**2 * len(self.places) / max(error, 1e-12))
         return torch.lerp(candidate, self.problem.y, weight * self.held)
 
     def state_dict(self) -> dict:
-        return {**super().state_dict(), "minimum": self.minimum, "best": self.best}
+        kept = {k: getattr(self, k) for k in ("best", "errors", "count")}
+        return {**super().state_dict(), **kept}
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
-        self.minimum, self.best = state["minimum"], state["best"]
+        for key in ("best", "errors", "count"):
+            setattr(self, key, state[key])
 
 
 RULES = {
