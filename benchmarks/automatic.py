@@ -25,7 +25,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "DIP-Recon"))
 
 import dip_recon
-from dip_recon import auto, data, metrics, peers
+from dip_recon import auto, data, metrics, own, peers
 from dip_recon.files import atomic
 from dip_recon.fit import choose, fit
 from dip_recon.noise import texture
@@ -72,10 +72,11 @@ def automatic(y: np.ndarray, x: np.ndarray, **given) -> dict:
     began = time.process_time()
     restored = dip_recon.denoise(np.moveaxis(y, 0, -1), progress=taken.append, **given)
     seconds = time.process_time() - began
-    choice = auto.denoising(y)
+    used = own.span(y)
+    choice = auto.denoising(y / used, used=used)
     return {
-        "estimated": choice.sigma, "width": given.get("dim", choice.options.dim[0]),
-        "texture": texture(y, choice.deviation), "iterations": len(taken), "seconds": seconds,
+        "estimated": choice.sigma * used, "width": given.get("dim", choice.options.dim[0]),
+        "texture": texture(y / used, choice.deviation), "iterations": len(taken), "seconds": seconds,
         "automatic": metrics.psnr(tensor(np.moveaxis(restored, -1, 0)), tensor(x)),
     }  # fmt: skip
 

@@ -62,7 +62,9 @@ def measure(item: data.Item, noise: str, network: str, crop: int) -> list[dict]:
     clean, curve = tensor(x), []
     listeners = [Listener(state.stopping)]
     for name in RULES[1:]:
-        listeners.append(Listener(stopping.make(name, problem=job.problem)))
+        settings = {"mns_hold": o.mns_hold, "patience": o.patience, "window": o.window}
+        rule = stopping.make(name, problem=job.problem.to(state.z.device), **settings)
+        listeners.append(Listener(rule))
     state.stopping = stopping.Fixed()
     fit(state, iterations, [lambda s: curve.append(metrics.psnr(s.smoothed, clean)), *listeners])
     best = max(curve)

@@ -356,7 +356,7 @@ def summarise(
     if x is not None:
         oracle, at = evaluation.oracle()
         stopped = metrics.psnr(result.stopped, x)
-        if stopped > oracle:  # a stop between two evaluations
+        if stopped > oracle and state.stopping.one_moment:  # between two evaluations
             oracle, at = stopped, result.stop_iteration
         summary |= {
             "psnr_noisy": _finite(baseline),

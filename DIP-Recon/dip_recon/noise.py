@@ -129,6 +129,7 @@ DIRECTIONS = 1 / 8  # share of them in which there is least texture
 BLOCK = 16  # pixels a side of the places in which directions are found, or noise is measured
 CLIPPED = (0.1, 0.25, 0.5, 1)  # share of a patch that may be; the next where too few are left
 FREE = 0.1  # share of the patches: fewer are the letters on noisy paper
+COMMON = 2.0  # level from which noise is told that channels share; JPEG alone leaves some
 GROWS = 0.9, 1.4  # correlation of variance with brightness, and its growth, that are believed
 
 
@@ -144,12 +145,31 @@ def noise_level(y: np.ndarray) -> float:
     measured in the other. Patches hold all channels, which share their texture and not their noise.
     What the chosen patches are clipped is undone by their brightness.
 
+    Where the channels do share their noise (a grey picture stored as RGB, noise of brightness alone,
+    a JPEG that keeps colour at half the size) there is none across them: then their mean is asked.
+    That is so where they are the same, or where the mean reads half as much again as the channels,
+    of which independent noise would leave 0.58, and is as noisy in its flattest places, which
+    texture is not.
+
     Where the variance grows with brightness from quarter to quarter its mean over all is given.
     Noise that its neighbours share is not seen (see ``flat_level``), texture that is everywhere and
     in all directions is taken for noise; a flat picture gives 0.
     """
     if min(y.shape[1:]) < 2:
         return 0.0
+    level = _patch_level(y)
+    if len(y) == 1:
+        return level
+    mean = np.mean(y, axis=0, keepdims=True)
+    if np.abs(y - mean).max() < 0.5 / 255:
+        return _patch_level(mean)
+    common = _patch_level(mean)
+    if common > max(1.5 * level, COMMON) and 0.6 < flat_level(mean) / common < 1.2:
+        return common
+    return level
+
+
+def _patch_level(y: np.ndarray) -> float:
     deviation, level = _Patches(np.asarray(y, np.float32)).deviation()
     return deviation if level is None else clipped_deviation(y, level)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .errors import UserError, nearest
 from .noise import clipped_deviation, hardly_clipped, noise_level, texture
-from .operators import Identity, Kept, Mask
+from .operators import FourierSampling, Identity, Kept, Mask
 from .problem import Problem
 
 
@@ -28,6 +28,7 @@ class Fixed:
 
     name = "fixed"
     until = ""  # when the run ends, in words
+    one_moment = True  # whether the picture is that of one iteration
 
     def __init__(self) -> None:
         self.iteration = -1
@@ -293,7 +294,7 @@ class AdaptiveMethodNoise(MethodNoise):
 
 
 class HeldOut(Fixed):
-    """held-out: stop at the least error on measured pixels that the fit does not see.
+    """held-out: stop where measured pixels that the fit does not see are told worse and worse.
 
     A few pixels, the same in all channels, are left out of the loss. What noise they have is news
     to the network, so that the error there is the picture's own plus the noise's power, which is
@@ -307,53 +308,63 @@ class HeldOut(Fixed):
     Being told from few pixels, the error has minima by chance. In denoising a picture that is not
     significantly worse than the best, so by less than two standard errors of the squared errors'
     difference pixel by pixel, passes for as good, and what is returned is the mean of the best and
-    of those that passed after it. That ends when the method noise (see ``MethodNoise``) is clearly
-    below what the noise level told from the picture would have it be.
+    of those that passed after it: worth 0.1 dB over the last of them. While the method noise (see
+    ``MethodNoise``) is far above what the noise level told from the picture would have it be the
+    fit is coarse, and the last is returned; once it is clearly below, noise is fitted, and only a
+    new minimum passes.
 
     In denoising also, what was held out is taken into the picture with the weight of least error:
     of two estimates with independent errors, e² that of the fit, known from the above, and s² the
     noise's, e²/(e² + s²).
 
     Args:
-        problem: the whole problem; where it has a mask, known pixels are held out. Of its measured
-            pixels ``SHARE`` are, but 600 if that is more and no more than three in a hundred.
+        problem: the whole problem; where it has a mask, known pixels are held out, or measured
+            frequencies, but never the mean. Of its measured pixels ``SHARE`` are, but 600 if that
+            is more and no more than three in a hundred.
     """
 
     name = "held-out"
     until = "until pixels held out of the fit get worse"
+    one_moment = False
     SHARE, ENOUGH, MOST = 0.01, 600, 0.03
     WAIT = 0.15
     SIGNIFICANT = 2.0  # standard errors
-    SLACK = 0.95  # for the noise level told may be 5 % too high
+    COARSE, FITTED = 1.15, 0.95  # method noise, of what the noise level would have it be
 
     def __init__(self, problem: Problem, least: int = 100) -> None:
         super().__init__()
         y = problem.y
-        plane = y.shape[2:] if y.ndim > 2 else y.shape[1:]
+        plane = y.shape[2:] if y.ndim > 2 else y.shape[-1:]
         known = torch.ones((1,) * (y.ndim - len(plane)) + tuple(plane))
         if isinstance(problem.A, Mask):
             known *= problem.A.mask.amin(1, keepdim=True).cpu()
+        if isinstance(problem.A, FourierSampling):
+            known *= problem.A.mask.cpu()
+            known[..., 0, 0] = 0
         places = known.flatten().nonzero().flatten()
         count = min(max(self.SHARE * len(places), self.ENOUGH), self.MOST * len(places))
         count = min(max(round(count), 1), len(places) - 1)
         if count < 1:
             raise UserError(f"--stopping {self.name}: {problem.name} has too few pixels")
         order = torch.randperm(len(places), generator=torch.Generator().manual_seed(0))
+        places = places[order[:count]].sort().values
         held = torch.zeros_like(known).flatten()
-        held[places[order[:count]]] = 1
+        held[places] = 1
         self.held = held.reshape(known.shape).to(y.device)
-        self.places = self.held.expand_as(y).flatten().nonzero().flatten()
+        self.places = places.to(y.device)
         self.problem, self.least = problem, least
         self.best = math.inf
-        self.errors = torch.zeros(len(self.places), device=y.device)  # squared, of the best
+        self.errors = torch.zeros(count, device=y.device)  # squared, of the best
         self.count = 0  # of the pictures that ``picture`` is the mean of
         self.level = 0.0  # of the noise, on the 0–1 scale; 0 where it is not asked for
-        self.enough = math.inf
+        self.coarse = self.enough = math.inf
         if isinstance(problem.A, Identity):
             picture = y[0].cpu().numpy()
-            level = noise_level(picture)
-            share = self.SLACK - (_taken_along(picture, level) if level else 0)
-            self.level, self.enough = level / 255, (share * level / 255) ** 2
+            self.level = noise_level(picture) / 255
+            taken = _taken_along(picture, 255 * self.level) if self.level else 0
+            self.coarse, self.enough = (
+                (share * (1 - taken) * self.level) ** 2 for share in (self.COARSE, self.FITTED)
+            )
 
     def fitted(self, problem: Problem) -> Problem:
         kept = 1 - self.held
@@ -362,27 +373,32 @@ class HeldOut(Fixed):
     def update(self, iteration: int, out: Tensor, candidate: Tensor) -> bool:
         with torch.no_grad():
             squares = (self.problem.A(candidate) - self.problem.y).square()
-            errors = squares.flatten()[self.places]
+            errors = squares.reshape(-1, self.held.numel())[:, self.places].sum(0)
             change = errors - self.errors
             # all at once, since asking waits for the device
             told = torch.stack([errors.sum(), change.square().sum(), squares.mean()])
         error, variance, power = told.tolist()
-        if error < self.best:
+        better = error < self.best
+        close = error - self.best < self.SIGNIFICANT * math.sqrt(variance)
+        if not (better or (close and power > self.enough)):
+            return iteration - self.iteration >= max(self.least, self.WAIT * iteration)
+        if better:
             self.best, self.errors = error, errors
-            self.iteration, self.count = iteration, 1
-            self.picture = self._with_held(candidate, error)
-        elif power > self.enough and error - self.best < self.SIGNIFICANT * math.sqrt(variance):
-            self.iteration, self.count = iteration, self.count + 1
-            self.picture = torch.lerp(
-                self.picture, self._with_held(candidate, error), 1 / self.count
-            )
-        return iteration - self.iteration >= max(self.least, self.WAIT * iteration)
+        picture = self._with_held(candidate, error)
+        if better or power > self.coarse:
+            self.count, self.picture = 1, picture
+        else:
+            self.count += 1
+            self.picture = torch.lerp(self.picture, picture, 1 / self.count)
+        self.iteration = iteration
+        return False
 
     def _with_held(self, candidate: Tensor, error: float) -> Tensor:
         """A copy of ``candidate`` with the measurement's share at the pixels held out."""
         if not self.level:
             return candidate.clone()
-        weight = max(0.0, 1 - self.level**2 * len(self.places) / max(error, 1e-12))
+        noise = self.level**2 * len(self.places) * candidate.shape[1]
+        weight = max(0.0, 1 - noise / max(error, 1e-12))
         return torch.lerp(candidate, self.problem.y, weight * self.held)
 
     def state_dict(self) -> dict:
