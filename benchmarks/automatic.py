@@ -76,7 +76,8 @@ def automatic(y: np.ndarray, x: np.ndarray, **given) -> dict:
     choice = auto.denoising(y / used, used=used)
     return {
         "estimated": choice.sigma * used, "width": given.get("dim", choice.options.dim[0]),
-        "texture": texture(y / used, choice.deviation), "iterations": len(taken), "seconds": seconds,
+        "texture": texture(y / used, choice.deviation), "seconds": seconds,
+        "iterations": len(taken),
         "automatic": metrics.psnr(tensor(np.moveaxis(restored, -1, 0)), tensor(x)),
     }  # fmt: skip
 

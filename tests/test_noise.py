@@ -1,3 +1,4 @@
+import io
 import math
 
 import numpy as np
@@ -223,6 +224,40 @@ def test_a_gradient_is_no_noise_and_noise_that_pixels_share_is_seen():
     rms = 255 * float(shared.std())
     assert 0.6 * rms < noise.flat_level(ramp + shared) < rms
     assert noise.noise_level(ramp + shared) < 0.3 * rms
+
+
+def stored(y, **jpeg):
+    """[3, H, W] through 8 bits, and through a JPEG where ``jpeg`` says so."""
+    eight = (np.moveaxis(y.clip(0, 1), 0, -1) * 255).round().astype(np.uint8)
+    if jpeg:
+        file = io.BytesIO()
+        Image.fromarray(eight).save(file, "JPEG", **jpeg)
+        eight = np.asarray(Image.open(file))
+    return np.moveaxis(eight, -1, 0).astype(np.float32) / 255
+
+
+def test_noise_that_channels_share_is_told():
+    rng = np.random.RandomState(7)
+    cat = np.moveaxis(data.chelsea()[50:178, 100:228].astype(np.float32) / 255, -1, 0)
+    n = rng.normal(scale=25 / 255, size=cat.shape)
+    grey = noise.add_gaussian(cat[:1], 25, rng)
+    as_grey = noise.noise_level(stored(np.repeat(grey, 3, 0))[:1])
+    assert as_grey == pytest.approx(25, rel=0.1)
+    assert noise.noise_level(stored(np.repeat(grey, 3, 0))) == pytest.approx(as_grey, rel=1e-3)
+    sepia = noise.noise_level(stored(grey * np.array([1, 0.8, 0.6])[:, None, None]))
+    assert sepia == pytest.approx(0.8 * 25, rel=0.1)
+    assert noise.noise_level(stored(cat + n[:1])) == pytest.approx(25, rel=0.1)
+    # of luma: 25 times the root of 0.299² + 0.587² + 0.114²
+    halved = noise.noise_level(stored(cat + n, quality=95, subsampling=2))
+    assert halved == pytest.approx(16.7, rel=0.15)
+    assert noise.noise_level(stored(cat + n)) == pytest.approx(25, rel=0.1), "independent"
+    assert noise.noise_level(stored(cat)) < 1
+
+
+def test_texture_that_channels_share_is_not_their_noise():
+    grass = data.grass()[:192, :192].astype(np.float32) / 255
+    coloured = np.stack([0.9 * grass, grass, 0.7 * grass + 0.1 * np.roll(grass, 1, 1)])
+    assert noise.noise_level(stored(coloured)) < noise.noise_level(stored(coloured).mean(0)[None])
 
 
 @pytest.mark.parametrize("paper", [0, 200, 255])

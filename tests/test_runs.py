@@ -16,7 +16,7 @@ import torch
 import yaml
 from PIL import Image
 
-from dip_recon import callbacks, data, images
+from dip_recon import callbacks, data, images, stopping
 from dip_recon.errors import SIGNALS, UserError
 from dip_recon.experiment import main
 from dip_recon.files import atomic
@@ -39,6 +39,22 @@ def call(cls, text, capsys=None):
 
 def files(root):
     return sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
+
+
+def test_the_oracle_is_a_moment_of_the_run(folder, tmp_path, monkeypatch):
+    """held-out returns a mean, which may be better than any moment."""
+    better = 0.99 * images.read(folder / "colour.png").data[None]
+    monkeypatch.setattr(
+        stopping.HeldOut, "_with_held", lambda self, candidate, error: torch.from_numpy(better)
+    )
+    words = f"{SMALL} --folder_path {folder}/colour.png --save_folder {tmp_path} --noise_sigma 25"
+    assert call(DenoisingOptions, f"{words} --stopping held-out") == 0
+    (file,) = tmp_path.rglob("result.json")
+    told = json.loads(file.read_text())
+    rows = list(csv.DictReader((file.parent / "history.csv").open()))
+    assert told["psnr_stopped"] > 40 > told["psnr_oracle"]
+    best = max(float(row["psnr_gt_sm"]) for row in rows)
+    assert told["psnr_oracle"] == pytest.approx(best, abs=0.01)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from conftest import refused
 from dip_recon import data, images, stopping
 from dip_recon.errors import UserError
 from dip_recon.noise import add_gaussian, clipped_deviation, clipped_moments, estimate_sigma
-from dip_recon.operators import Mask
+from dip_recon.operators import FourierSampling, Mask
 from dip_recon.problem import Problem
 
 
@@ -280,6 +280,29 @@ def test_what_is_held_out_was_measured():
     refused(lambda: stopping.make("held-out", problem=one), "held-out", "too few")
 
 
+def test_frequencies_held_out_were_measured_and_are_not_the_mean():
+    mask = torch.zeros(64, 64)
+    mask[:16], mask[40:48] = 1, 1
+    A = FourierSampling(mask)
+    problem = Problem(A(picture_of(0.5)), A, (64, 64))
+    for _ in range(3):
+        rule = stopping.make("held-out", problem=problem)
+        assert (rule.held[0, 0] <= mask).all() and rule.held.sum() > 30
+        assert not rule.held[..., 0, 0]
+
+
+@pytest.mark.parametrize("shape", [(600,), (1, 600), (1, 20, 30), (2, 3, 20, 30)])
+def test_any_measurement_can_be_held_out(shape):
+    y = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    problem = Problem(y, torch.nn.Identity(), (20, 30))
+    rule = stopping.make("held-out", problem=problem, least=2)
+    assert rule.held.sum() == 18, "3 % of 600"
+    off = y + torch.where(rule.held > 0, 0.1, 0.0)
+    assert not rule.update(0, None, off)
+    assert rule.best == pytest.approx(0.01 * 18 * y.numel() / 600)
+    assert rule.fitted(problem).A(off).equal(rule.fitted(problem).y)
+
+
 def test_held_out_waits_the_longer_the_longer_it_took():
     problem = Problem.denoising(picture_of(0.5))
     rule = stopping.make("held-out", problem=problem, least=10)
@@ -304,7 +327,7 @@ def test_held_out_resumes_where_it_was():
 
 def test_what_is_not_significantly_worse_passes_for_as_good():
     problem = noisy(25)
-    far, near = 40 / 255, 10 / 255  # method noise above the noise level, and clearly below
+    far, near = 26 / 255, 10 / 255  # method noise at the noise level, and clearly below
     draws = torch.randn(9, *problem.y.shape, generator=torch.Generator().manual_seed(0))
 
     def rule():
@@ -328,6 +351,10 @@ def test_what_is_not_significantly_worse_passes_for_as_good():
     assert one.picture[tuple(elsewhere)] == better[tuple(elsewhere)], "a new best begins anew"
     ended = [one.update(i, None, off(i, 0.0901, near)) for i in (6, 7, 8)]
     assert ended == [False, False, True] and one.iteration == 5, "noise is fitted: none passes"
+    one = rule()
+    for i, error in enumerate([0.1, 0.1001, 0.1002]):
+        one.update(i, None, off(i, error, 60 / 255))
+    assert one.iteration == 2 and one.count == 1, "a coarse fit is no part of the mean"
     one = rule()
     ended = [one.update(i, None, off(i, 0.2 if i else 0.1, far)) for i in range(4)]
     assert ended[-1] and one.iteration == 0, "significantly worse, whatever the method noise"

@@ -282,8 +282,8 @@ def _moved(value, device: torch.device):
 class Result:
     """What a fit leaves: pictures [1, C, H, W] in [0, 1] by the names used everywhere.
 
-    ``out`` is the last output, ``ema`` its moving average, ``stopped`` the picture that the stopping
-    rule settled on at ``stop_iteration``.
+    ``out`` is the last output, ``ema`` its moving average, ``stopped`` the picture that the
+    stopping rule settled on at ``stop_iteration``.
     """
 
     out: Tensor

@@ -145,11 +145,11 @@ def noise_level(y: np.ndarray) -> float:
     measured in the other. Patches hold all channels, which share their texture and not their noise.
     What the chosen patches are clipped is undone by their brightness.
 
-    Where the channels do share their noise (a grey picture stored as RGB, noise of brightness alone,
-    a JPEG that keeps colour at half the size) there is none across them: then their mean is asked.
-    That is so where they are the same, or where the mean reads half as much again as the channels,
-    of which independent noise would leave 0.58, and is as noisy in its flattest places, which
-    texture is not.
+    Where the channels do share their noise (a grey picture stored as RGB, noise of brightness
+    alone, a JPEG that keeps colour at half the size) there is none across them: then their mean is
+    asked. That is so where they are the same, or where the mean reads half as much again as the
+    channels, of which independent noise would leave 0.58, and is as noisy in its flattest places,
+    which texture is not.
 
     Where the variance grows with brightness from quarter to quarter its mean over all is given.
     Noise that its neighbours share is not seen (see ``flat_level``), texture that is everywhere and

@@ -334,7 +334,7 @@ class HeldOut(Fixed):
     def __init__(self, problem: Problem, least: int = 100) -> None:
         super().__init__()
         y = problem.y
-        plane = y.shape[2:] if y.ndim > 2 else y.shape[-1:]
+        plane = y.shape[2:] if y.ndim > 3 else y.shape[min(1, y.ndim - 1) :]
         known = torch.ones((1,) * (y.ndim - len(plane)) + tuple(plane))
         if isinstance(problem.A, Mask):
             known *= problem.A.mask.amin(1, keepdim=True).cpu()
