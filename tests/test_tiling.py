@@ -19,7 +19,7 @@ from dip_recon.metrics import psnr
 from dip_recon.options import DenoisingOptions, TiledOptions
 from dip_recon.prepare import resolve
 from dip_recon.runs import Run
-from dip_recon.tiling import Layout, Tiles, tiles
+from dip_recon.tiling import Layout, Tiles, files, tiles
 from dip_recon.tiling.tiles import Task, fit_tile
 
 FLAGS = "--dim 4 --num_iters 20 --transition 2 --stabilisation 3 --device cpu --precision fp32"
@@ -254,6 +254,38 @@ def test_a_clean_picture_is_copied_by_windows(tmp_path, capsys):
     assert "unchanged" in capsys.readouterr().out
     assert np.array_equal(tifffile.imread(tmp_path / "out.tif"), clean)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.tif", "out.tif"]
+
+
+def test_tiles_of_what_uses_little_of_its_range_are_stretched(tmp_path, capsys, monkeypatch):
+    """12 bits in 16; the brightest pixel lies outside the windows that are looked at first."""
+    monkeypatch.setattr(files, "SAMPLE", 40)
+    noisy = (ramp((90, 70))[0] + 0.05 * np.random.RandomState(0).randn(90, 70)).clip(0, 1)
+    noisy[-1, -1] = 1.05
+    tifffile.imwrite(tmp_path / "in.tif", (noisy * 4095).astype(np.uint16))
+    tifffile.imwrite(tmp_path / "full.tif", (noisy / 1.05 * 65535).astype(np.uint16))
+    words = [*TILES, *FAST, "--keep"]
+    for name, sigma in (("in", "1"), ("full", "15.238")):  # as strong beside what is used
+        more = ["-o", str(tmp_path / f"{name}_out.tif"), *words, str(tmp_path / name)]
+        assert command(["denoise", str(tmp_path / f"{name}.tif"), "--sigma", sigma, *more]) == 0
+    said = capsys.readouterr().out
+    assert said.count("in.tif: uses 6.6% of its range") == 1 and "full.tif: uses" not in said
+    assert said.count("noise level 15.2") == 2
+    after, full = (tifffile.imread(tmp_path / f"{n}_out.tif").astype(float) for n in ("in", "full"))
+    assert np.abs(after - full * 1.05 * 4095 / 65535).max() < 20
+    config = Run(tmp_path / "in").config()
+    assert config["span"] == np.float32(4299) / np.float32(65535)
+    assert Run(tmp_path / "full").config()["span"] == 1
+
+
+def test_tiles_that_were_stretched_otherwise_are_not_taken(tmp_path, capsys, monkeypatch):
+    noisy = (ramp((50, 50))[0] + 0.05 * np.random.RandomState(0).randn(50, 50)).clip(0, 1)
+    tifffile.imwrite(tmp_path / "in.tif", (noisy * 4095).astype(np.uint16))
+    words = ["denoise", str(tmp_path / "in.tif"), *TILES, *FAST, "--keep", str(tmp_path / "keep")]
+    assert command([*words, "-o", str(tmp_path / "1.tif")]) == 0
+    monkeypatch.setattr(files, "span", lambda most: 0.1)
+    monkeypatch.setattr(files.Tiles, "fit", None)
+    assert command([*words, "-o", str(tmp_path / "2.tif")]) == 2
+    assert "other settings" in capsys.readouterr().err
 
 
 def test_a_zarr_is_denoised_by_windows(tmp_path):

@@ -342,8 +342,8 @@ def _by_tiles(picture: Path, place: Path, wishes: Wishes, say: Callable) -> None
     keep = wishes.keep or place.with_name(f".{place.name}.tiles")
     kept = wishes.keep is not None
 
-    def choose(sample: np.ndarray) -> tuple[DenoisingOptions | None, float]:
-        choice = auto.denoising(sample, given)
+    def choose(sample: np.ndarray, most: float) -> tuple[DenoisingOptions | None, float]:
+        choice = own.choose(sample, given, most)
         choice.tell(picture.name, wishes.explain, say)
         if choice.clean:
             return None, choice.deviation

@@ -26,7 +26,7 @@ from .options import NOT_IN_THE_NUMBERS, Options
 from .prepare import network_settings, resolve
 from .problem import Problem
 from .runs import Run, check_free
-from .tasks import Job, bicubic, denoising_job, enlarge, tensor
+from .tasks import Job, bicubic, denoising_job, enlarge, span, tensor
 
 
 def _read(path: Path) -> tuple[images.Picture, str]:
@@ -98,18 +98,11 @@ def denoise(
     Raises UserError for options or a picture that will not do.
     """
     original = job.problem.y[0].numpy()
-    most = span(original)
+    most = span(original.max(initial=0))
     y = original / np.float32(most)
     draft = draft and min(y.shape[1:]) >= DRAFT
     small = _halved(y) if draft else y
-    given = (DRAFTED if draft else {}) | given
-    if given.get("sigma"):  # of the stretched picture, and of means of 2×2 pixels
-        given["sigma"] /= most * (2 if draft else 1)
-    choice = auto.denoising(small, given, most)
-    if draft:
-        choice.reasons.insert(0, "a draft at half the size, which halves the noise")
-    if most < 1:
-        choice.reasons.insert(0, f"uses {most:.1%} of its range; levels are of what it uses")
+    choice = choose(small, given, most, draft)
     tell(choice)
     if choice.clean:
         return Denoised(original, choice)
@@ -142,13 +135,20 @@ def denoise(
     return Denoised(restored * np.float32(most), choice, notes, spread, told)
 
 
-def span(y: np.ndarray) -> float:
-    """The largest value of ``y``, where it uses less than half of its range, else 1.
+def choose(y: np.ndarray, given: dict, most: float, draft: bool = False) -> auto.Choice:
+    """``auto.denoising`` for ``y`` [C, H, W], a picture divided by ``most``, its ``span``.
 
-    12 bits in 16, or a dark picture: stretched by it the noise is as strong as it looks.
+    draft: ``y`` is of half the size. Raises as ``auto.denoising``.
     """
-    most = float(y.max(initial=0))
-    return most if 0 < most < 0.5 else 1.0
+    given = (DRAFTED if draft else {}) | given
+    if given.get("sigma"):  # of the stretched picture, and of means of 2×2 pixels
+        given["sigma"] /= most * (2 if draft else 1)
+    choice = auto.denoising(y, given, most)
+    if draft:
+        choice.reasons.insert(0, "a draft at half the size, which halves the noise")
+    if most < 1:
+        choice.reasons.insert(0, f"uses {most:.1%} of its range; levels are of what it uses")
+    return choice
 
 
 def _halved(y: np.ndarray) -> np.ndarray:

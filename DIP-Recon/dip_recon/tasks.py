@@ -78,6 +78,15 @@ def bicubic(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.stack([np.asarray(p) for p in planes]).clip(0, 1)
 
 
+def span(most: float) -> float:
+    """What a picture is divided by while it is fitted: ``most``, its largest value, where that is
+    less than half of its range, else 1.
+
+    12 bits in 16, or a dark picture: stretched by it the noise is as strong as it looks.
+    """
+    return float(most) if 0 < most < 0.5 else 1.0
+
+
 def tensor(x: np.ndarray) -> torch.Tensor:
     """[C, H, W] array to [1, C, H, W] float32 tensor."""
     return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))[None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,8 @@ from ..images import large
 from ..options import NOT_IN_THE_NUMBERS, DenoisingOptions
 from ..prepare import resolve
 from ..runs import Run, check_free
-from .layout import Layout
+from ..tasks import span
+from .layout import Layout, Readable
 from .tiles import Tiles
 
 LARGE = 4096**2  # pixels from which a TIFF is denoised by tiles
@@ -37,7 +38,7 @@ def is_large(path: Path) -> bool:
 def denoise_file(
     path: Path,
     output: Path,
-    choose: Callable[[np.ndarray], tuple[DenoisingOptions | None, float]],
+    choose: Callable[[np.ndarray, float], tuple[DenoisingOptions | None, float]],
     cluster: Cluster,
     keep: Path,
     kept: bool = True,
@@ -50,9 +51,9 @@ def denoise_file(
 
     Returns what to print of it, and what the tiles came to, as ``Tiles.write_table`` does.
 
-    choose: the options, ``tile`` and ``overlap`` among them, for a sample [C, h, w] of the picture,
-        and the noise level (0–255) that no tile is to go beyond; None for a picture to be left as
-        it is. overwrite: replace ``output``.
+    choose: the options, ``tile`` and ``overlap`` among them, for a sample [C, h, w] of the picture
+        divided by its ``span``, which it is given too, and the noise level (0–255) that no tile is
+        to go beyond; None for a picture to be left as it is. overwrite: replace ``output``.
     Finished tiles stay in ``keep`` until the result is written: the same command goes on there.
     kept: whether what else is there stays. declipping: put right what clipping has done to the
     noise's mean. cancelled, bar: as for ``run_one``.
@@ -64,7 +65,9 @@ def denoise_file(
             raise UserError(f"{path}: has {source.channels} channels; grey or colour is wanted")
         if output.exists() and not overwrite:
             raise UserError(f"{output}: is there already; choose another --output, or --overwrite")
-        options, level = choose(source.read(*_middle(source.size)))
+        most = _span(source)
+        stretched = _Stretched(source, most)
+        options, level = choose(stretched.read(*_middle(source.size)), most)
         alpha = source if source.has_alpha else None
         kind = {"size": source.size, "channels": source.channels, "kind": source.kind}
         kind |= {"alpha": alpha, "overwrite": overwrite}
@@ -80,10 +83,11 @@ def denoise_file(
         identity = {"picture": str(path.resolve()), "bytes": stat.st_size, "time": stat.st_mtime_ns}
         device, precision = cluster.choose(options.device, options.precision)
         options = replace(options, device=device, precision=precision)
-        config = {**asdict(options), **identity}
+        config = {**asdict(options), **identity, "span": most}
         check_alone(keep)
         try:
-            run.check(config, NOT_IN_THE_NUMBERS, resume=True, overwrite=False)
+            absent = {"span": 1.0}
+            run.check(config, NOT_IN_THE_NUMBERS, resume=True, overwrite=False, absent=absent)
         except UserError as error:
             raise UserError(
                 f"{keep}: holds tiles of another picture or other settings; delete it, or choose "
@@ -91,7 +95,8 @@ def denoise_file(
             ) from error
         check_free("--keep", run)
         with run.alone():
-            tiles = Tiles(source, layout, keep / "tiles", options, name=path.name, faithful=level)
+            how = {"name": path.name, "faithful": level}
+            tiles = Tiles(stretched, layout, keep / "tiles", options, **how)
             tiles.check(here=not cluster.scheduler)
             cluster.check()
             # made first, so that a full disk or a bad name shows before hours of fitting
@@ -100,11 +105,11 @@ def denoise_file(
             tiles.fit(cluster, bar, cancelled)
             ends = Declipping()
             for window, restored in tiles.blended() if declipping else ():
-                ends.add(restored, source.read(*window))
+                ends.add(restored, stretched.read(*window))
             ends.judge()
             with large.create_sink(output, **kind, resume=True) as sink:
                 for (top, _, left, _), window in tiles.blended():
-                    sink.write(top, left, ends.undo(window))
+                    sink.write(top, left, ends.undo(window) * np.float32(most))
             counts = tiles.write_table(keep / "tiles.csv")
             tiles.remove()
             if not kept:
@@ -114,6 +119,27 @@ def denoise_file(
         f"middle, {counts['seconds']:.0f} s in all"
     )
     return "; ".join([said, ends.told()] if ends.told() else [said]), counts
+
+
+@dataclass(frozen=True)
+class _Stretched:
+    """A picture whose values are divided by ``most``, read by windows."""
+
+    source: Readable
+    most: float
+
+    def read(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:
+        return self.source.read(top, bottom, left, right) / np.float32(self.most)
+
+
+def _span(source: large.Source) -> float:
+    """``span`` of a picture of any size; where it is 1, no more is read than it takes to see it."""
+    most = 0.0
+    for window in Layout(source.size, SAMPLE, 0).windows():
+        most = max(most, float(source.read(*window).max()))
+        if most and span(most) == 1:
+            break
+    return span(most)
 
 
 def _middle(size: tuple[int, int]) -> tuple[int, int, int, int]:
