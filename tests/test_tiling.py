@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from PIL import Image
 
 from dip_recon import images
 from dip_recon.cli import main as command
@@ -286,6 +287,24 @@ def test_tiles_that_were_stretched_otherwise_are_not_taken(tmp_path, capsys, mon
     monkeypatch.setattr(files.Tiles, "fit", None)
     assert command([*words, "-o", str(tmp_path / "2.tif")]) == 2
     assert "other settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix, transparent", [("png", None), ("png", 3), ("tif", None)])
+def test_tiles_of_a_palette_are_not_put_into_one(tmp_path, monkeypatch, suffix, transparent):
+    noisy = ramp((50, 48))[0] + 0.05 * np.random.RandomState(0).randn(50, 48)
+    rgb = np.stack([noisy, noisy[::-1], noisy[:, ::-1]], -1).clip(0, 1)
+    palette = Image.fromarray((255 * rgb).astype(np.uint8)).quantize(64)
+    palette.save(tmp_path / "in.png", **({"transparency": transparent} if transparent else {}))
+    fitted = lambda task, cancelled=None: tiles.Fitted(0.5 * task.y + 0.2, 5, 4, True, 0.1)  # noqa: E731
+    monkeypatch.setattr(tiles, "fit_tile", fitted)
+    out = tmp_path / f"out.{suffix}"
+    words = ["denoise", str(tmp_path / "in.png"), "-o", str(out), *TILES, "--no-declipping"]
+    assert command(words) == 0
+    before, after = images.read(tmp_path / "in.png"), images.read(out)
+    assert before.kind.space == "palette" and after.kind.space == "rgb"
+    assert np.abs(after.data - (0.5 * before.data + 0.2)).max() < 0.003
+    assert (before.alpha is None) == (after.alpha is None) == (transparent is None)
+    assert transparent is None or np.array_equal(before.alpha, after.alpha)
 
 
 def test_a_zarr_is_denoised_by_windows(tmp_path):

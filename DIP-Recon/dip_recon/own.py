@@ -48,10 +48,7 @@ def job_of(picture: images.Picture, name: str, digest: str | None = None) -> Job
 
 def _like(picture: images.Picture) -> images.Picture:
     """What a result is to be stored like: as it was, but a palette would change its colours."""
-    if picture.kind.space != "palette":
-        return picture
-    space = "grey" if len(picture.data) == 1 else "rgb"
-    return replace(picture, kind=replace(picture.kind, space=space))
+    return replace(picture, kind=picture.kind.without_palette(len(picture.data)))
 
 
 def job_of_array(y: np.ndarray) -> Job:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,12 @@ class Kind:
     floating: bool = False
     icc: bytes | None = field(default=None, repr=False)
     exif: bytes | None = field(default=None, repr=False)
+
+    def without_palette(self, channels: int) -> Kind:
+        """As it is, but grey or RGB, as 1 or 3 ``channels`` are, in the place of a palette."""
+        if self.space != "palette":
+            return self
+        return replace(self, space="grey" if channels == 1 else "rgb")
 
     def __str__(self) -> str:
         return f"{self.bits}-bit {'float ' if self.floating else ''}{self.space}"

@@ -76,6 +76,7 @@ def denoise_file(
                 for top, bottom, left, right in Layout(source.size, SAMPLE, 0).windows():
                     sink.write(top, left, source.read(top, bottom, left, right))
             return f"{output}: unchanged", {}
+        kind["kind"] = source.kind.without_palette(source.channels)  # as it would change colours
         options, _ = resolve(options)
         options.validate()
         layout = Layout(source.size, options.tile, options.overlap)
