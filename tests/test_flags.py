@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dip_recon import models
+from dip_recon import models, stopping
 from dip_recon.data.sets import manifest
 from dip_recon.errors import UserError
 from dip_recon.flags import parse
@@ -109,6 +109,22 @@ def test_a_flag_that_changes_nothing_is_said_to():
         "--exp_start 9 --exp_weight 0",
     ):
         assert "has no effect without" in read(DenoisingOptions, flags)[2][0]
+
+
+@pytest.mark.parametrize("rule", stopping.RULES)
+def test_what_the_stopping_rule_does_not_take_is_said_to_be_idle(rule):
+    takers = {
+        "patience": ["ES-WMV", "ES-EMV"],
+        "window": ["ES-WMV"],
+        "sigma": ["SMNS", "AMNS"],
+        "mns_hold": ["SMNS", "AMNS"],
+    }
+    flags = " ".join(f"--{name} 20" for name in takers)
+    assert set(read(DenoisingOptions, f"--stopping {rule} {flags}")[2]) == {
+        f"--{name} has no effect without --stopping {' or '.join(rules)}"
+        for name, rules in takers.items()
+        if rule not in rules
+    }
 
 
 def test_every_option_of_every_network_is_a_flag():

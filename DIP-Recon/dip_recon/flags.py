@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 import shlex
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,7 +17,8 @@ from pathlib import Path
 from . import models
 from .documents import read_yaml
 from .errors import UserError, nearest
-from .options import METHOD_NOISE, GrowingOptions, Options, words
+from .options import GrowingOptions, Options, words
+from .stopping import RULES
 
 # Published features that this program does not have, with the values at which they are off …
 OFF = {
@@ -196,12 +198,7 @@ def _idle(o: Options, given: dict) -> list[str]:
     noise_input = o.noise_method == "noise"
     picture_input = o.noise_method in ("image", "noisy_image")
     needs = {
-        "patience": (o.stopping != "fixed", "--stopping ES-WMV or ES-EMV"),
-        "sigma": (
-            o.stopping in METHOD_NOISE or isinstance(o, GrowingOptions),
-            "--stopping SMNS or AMNS",
-        ),
-        "mns_hold": (o.stopping in METHOD_NOISE, "--stopping SMNS or AMNS"),
+        **{name: _of_rules(name, o) for name in ("patience", "sigma", "mns_hold", "window")},
         "transition": (o.growing, "--growing True"),
         "stabilisation": (o.growing, "--growing True"),
         "overlap": (getattr(o, "tile", 0) > 0, "--tile"),
@@ -210,7 +207,6 @@ def _idle(o: Options, given: dict) -> list[str]:
             o.exp_weight > 0 and not o.average_last,
             "--exp_weight above 0, and has none with --average_last",
         ),
-        "window": (o.stopping == "ES-WMV", "--stopping ES-WMV"),
         "gamma": (o.decay_lr, "--decay_lr True"),
         "step_size": (o.decay_lr, "--decay_lr True"),
         "backtracking_lr": (o.backtracking > 0, "--backtracking"),
@@ -228,6 +224,13 @@ def _idle(o: Options, given: dict) -> list[str]:
         for name, (used, what) in needs.items()
         if name in given and not used
     ]
+
+
+def _of_rules(name: str, o: Options) -> tuple[bool, str]:
+    """Whether the option called ``name`` is used, and the stopping rules that take it."""
+    takers = [rule for rule in RULES if name in inspect.signature(RULES[rule]).parameters]
+    used = o.stopping in takers or (name == "sigma" and isinstance(o, GrowingOptions))
+    return used, f"--stopping {' or '.join(takers)}"
 
 
 _COMMAND = ("config", *(f.name for f in dataclasses.fields(Switches)))
