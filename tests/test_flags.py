@@ -17,6 +17,7 @@ from dip_recon.options import (
     InpaintingOptions,
     Options,
     SuperResolutionOptions,
+    TiledOptions,
     TransformerOptions,
 )
 from dip_recon.prepare import resolve
@@ -109,6 +110,17 @@ def test_a_flag_that_changes_nothing_is_said_to():
         "--exp_start 9 --exp_weight 0",
     ):
         assert "has no effect without" in read(DenoisingOptions, flags)[2][0]
+
+
+def test_what_does_not_watch_tiles_is_said_to_be_idle():
+    watched = {"snapshots": "5 9", "eval_every": "7", "checkpoint_every": "9", "verbose": "True"}
+    flags = "--tensorboard " + " ".join(f"--{name} {value}" for name, value in watched.items())
+    notes = [f"--{name} has no effect without --tile 0" for name in (*watched, "tensorboard")]
+    assert sorted(read(DenoisingOptions, f"--tile 64 {flags}")[2]) == sorted(notes)
+    assert sorted(read(TiledOptions, flags)[2]) == sorted(notes)
+    assert read(DenoisingOptions, flags)[2] == read(TiledOptions, f"--tile 0 {flags}")[2] == []
+    assert read(InpaintingOptions, flags)[2] == []
+    assert read(DenoisingOptions, "--tile 64 --eval_every 10 --iters_print_acc 100")[2] == []
 
 
 @pytest.mark.parametrize("rule", stopping.RULES)

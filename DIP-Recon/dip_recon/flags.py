@@ -32,6 +32,9 @@ OFF = {
 }
 # … and the flags that only matter while one of those is on.
 DEPENDENT = {"freq_loss_func": "freq_lbda", "morph_lbda": "prune_type", "min_tau": "prune_type"}
+# How a fit is watched. That of a tile is not; when it is finished, the tile is kept.
+WATCHING = ("eval_every", "iters_print_acc", "verbose", "snapshots", "checkpoint_every")
+WHOLE = "--tile 0"
 
 
 def _boolean(text) -> bool:
@@ -147,6 +150,8 @@ def parse(cls: type[Options], argv: list[str], prog: str) -> tuple[Options, Swit
     """
     given, switches = read(cls, argv, prog)
     options, notes = fill(cls, given)
+    if switches.tensorboard and getattr(options, "tile", 0):
+        notes.append(f"--tensorboard has no effect without {WHOLE}")
     return options, switches, notes
 
 
@@ -197,11 +202,13 @@ def _idle(o: Options, given: dict) -> list[str]:
     """A note for each option that was given but has no effect beside the others."""
     noise_input = o.noise_method == "noise"
     picture_input = o.noise_method in ("image", "noisy_image")
+    tiled, usual = getattr(o, "tile", 0) > 0, type(o)()
     needs = {
         **{name: _of_rules(name, o) for name in ("patience", "sigma", "mns_hold", "window")},
         "transition": (o.growing, "--growing True"),
         "stabilisation": (o.growing, "--growing True"),
-        "overlap": (getattr(o, "tile", 0) > 0, "--tile"),
+        "overlap": (tiled, "--tile"),
+        **{k: (not tiled or getattr(o, k) == getattr(usual, k), WHOLE) for k in WATCHING},
         "average_last": (o.exp_weight > 0, "--exp_weight above 0"),
         "exp_start": (
             o.exp_weight > 0 and not o.average_last,
