@@ -12,7 +12,9 @@ from torch import nn
 from torch.nn import functional
 
 import dip_recon
+from dip_recon import api
 from dip_recon.operators import Blur, gaussian_kernel
+from dip_recon.tiling import tiles
 
 FEW = {"num_iters": 3, "dim": 8, "device": "cpu"}
 SMALL = {**FEW, "num_scales": 2}  # for the hourglass, whose five scales take their time
@@ -106,6 +108,16 @@ def test_tiles_are_watched_in_the_whole_picture(noisy):
     assert same_kind(y, restored) and all(same_kind(y, picture) for picture in seen)
     assert steps == [(tile, 2, i) for tile in (1, 2) for i in (1, 2, 3)]
     assert np.array_equal(restored, dip_recon.denoise(y, tile=24, overlap=4, **FEW))
+
+
+def test_tiles_that_are_given_up_are_told_once(noisy, monkeypatch):
+    def fit_tile(task, watch=()):
+        return tiles.Fitted(task.y, 3, 2, False, 0.1, gave_up=task.tile.index != 1)
+
+    monkeypatch.setattr(api, "fit_tile", fit_tile)
+    with pytest.warns(UserWarning, match="^2 of 3 tiles: .* given up$") as told:
+        dip_recon.denoise(noisy((72, 33, 3)), tile=24, overlap=4, **FEW)
+    assert len(told) == 1
 
 
 @pytest.mark.parametrize("kind", ["bool", "uint8", "ones", "float", "column"])

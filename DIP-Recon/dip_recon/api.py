@@ -279,7 +279,7 @@ def _fitter(progress: Progress | None, back: Back, size: tuple[int, int]) -> Cal
         layout = Layout(y.shape[1:], o.tile, o.overlap)
         tiles = Tiles(InMemory(y), layout, Path(), o, name=job.name)
         tiles.check()
-        shown, done = y.copy(), {}
+        shown, done, lost = y.copy(), {}, 0
         for tile in layout:
 
             def tell(state: State, tile=tile) -> None:
@@ -290,8 +290,13 @@ def _fitter(progress: Progress | None, back: Back, size: tuple[int, int]) -> Cal
                 counts = state.iteration, o.num_iters, run, tile.index + 1, len(layout)
                 progress(Step(*counts, picture))
 
-            done[tile] = fit_tile(tiles.task(tile), watch=[tell] if progress else []).picture
+            fitted = fit_tile(tiles.task(tile), watch=[tell] if progress else [])
+            done[tile] = fitted.picture
+            lost += fitted.gave_up
             _paste(shown, tile, done[tile])
+        if lost:
+            told = f"{lost} of {len(layout)} tiles: the fit was lost again and again, and given up"
+            warnings.warn(told, stacklevel=4)
         return blend(layout, (0, y.shape[1], 0, y.shape[2]), done.__getitem__)
 
     return fit_one
