@@ -25,14 +25,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "DIP-Recon"))
 
 import dip_recon
-from dip_recon import auto, data, metrics, own, peers
+from dip_recon import auto, data, metrics, peers
 from dip_recon.files import atomic
 from dip_recon.fit import choose, fit
 from dip_recon.noise import texture
 from dip_recon.options import DenoisingOptions
 from dip_recon.prepare import prepare, resolve
 from dip_recon.problem import Problem
-from dip_recon.tasks import Job, denoising_job, tensor
+from dip_recon.tasks import Job, denoising_job, span, tensor
 
 FIELDS = (
     "picture", "noise", "texture", "width", "estimated", "sigma", "noisy", "automatic",
@@ -72,7 +72,7 @@ def automatic(y: np.ndarray, x: np.ndarray, **given) -> dict:
     began = time.process_time()
     restored = dip_recon.denoise(np.moveaxis(y, 0, -1), progress=taken.append, **given)
     seconds = time.process_time() - began
-    used = own.span(y)
+    used = span(y.max())
     choice = auto.denoising(y / used, used=used)
     return {
         "estimated": choice.sigma * used, "width": given.get("dim", choice.options.dim[0]),
