@@ -1,6 +1,7 @@
 """The command: one's own picture in, a restored one out, and the listings."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -245,6 +246,19 @@ def test_what_uses_little_of_its_range_is_stretched(tmp_path, picture, capsys):
     before, after = (tifffile.imread(tmp_path / f"{name}.tif") for name in ("x", "out"))
     assert not np.array_equal(before, after) and after.max() <= 4095
     assert abs(after.mean() / before.mean() - 1) < 0.1
+
+
+@pytest.mark.parametrize("more", [[], ["--tile", "24", "--overlap", "8"]])
+def test_grey_stored_as_rgb_is_restored_and_stays_grey(tmp_path, picture, capsys, more):
+    noisy = add_gaussian(picture(1, (40, 36)), 25, np.random.RandomState(7))
+    images.save_png(tmp_path / "x.png", np.repeat(noisy, 3, 0))
+    words = ["denoise", tmp_path / "x.png", "-o", tmp_path / "out.png", "--iterations", "20"]
+    assert run(*words, *more) == 0
+    said = capsys.readouterr().out
+    level = float(re.search("noise level about ([0-9.]+)", said)[1])
+    assert 18 < level < 32 and "shared" not in said
+    after = images.read(tmp_path / "out.png").data
+    assert len(after) == 3 and (after == after[:1]).all()
 
 
 def test_known_pixels_of_a_palette_stay(tmp_path, picture):

@@ -26,7 +26,7 @@ from .options import NOT_IN_THE_NUMBERS, Options
 from .prepare import network_settings, resolve
 from .problem import Problem
 from .runs import Run, check_free
-from .tasks import Job, bicubic, denoising_job, enlarge, span, tensor
+from .tasks import Job, as_grey, bicubic, denoising_job, enlarge, span, tensor
 
 
 def _read(path: Path) -> tuple[images.Picture, str]:
@@ -129,7 +129,8 @@ def denoise(
         spread = np.float32(most) * np.sqrt(np.var(pictures, axis=0).mean(axis=0))
     what = f"mean of {runs} runs" if runs > 1 else "restored"
     told = f"{what} in {time.perf_counter() - began:.0f} s"
-    return Denoised(restored * np.float32(most), choice, notes, spread, told)
+    restored = as_grey(restored, y) * np.float32(most)
+    return Denoised(restored, choice, notes, spread, told)
 
 
 def choose(y: np.ndarray, given: dict, most: float, draft: bool = False) -> auto.Choice:

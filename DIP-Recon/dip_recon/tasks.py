@@ -87,6 +87,14 @@ def span(most: float) -> float:
     return float(most) if 0 < most < 0.5 else 1.0
 
 
+def as_grey(restored: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """``restored`` [C, H, W], or the mean of its channels where those of ``y`` are all the same: a
+    grey picture stored as RGB stays grey."""
+    if len(y) == 1 or (y != y[:1]).any():
+        return restored
+    return np.repeat(restored.mean(0, keepdims=True), len(y), axis=0)
+
+
 def tensor(x: np.ndarray) -> torch.Tensor:
     """[C, H, W] array to [1, C, H, W] float32 tensor."""
     return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))[None]

@@ -17,7 +17,7 @@ from ..images import large
 from ..options import NOT_IN_THE_NUMBERS, DenoisingOptions
 from ..prepare import resolve
 from ..runs import Run, check_free
-from ..tasks import span
+from ..tasks import as_grey, span
 from .layout import Layout, Readable
 from .tiles import Tiles
 
@@ -109,8 +109,10 @@ def denoise_file(
                 ends.add(restored, stretched.read(*window))
             ends.judge()
             with large.create_sink(output, **kind, resume=True) as sink:
-                for (top, _, left, _), window in tiles.blended():
-                    sink.write(top, left, ends.undo(window) * np.float32(most))
+                for window, restored in tiles.blended():
+                    top, _, left, _ = window
+                    done = as_grey(ends.undo(restored), source.read(*window))
+                    sink.write(top, left, done * np.float32(most))
             counts = tiles.write_table(keep / "tiles.csv")
             tiles.remove()
             if not kept:
