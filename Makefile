@@ -10,7 +10,7 @@ demo: .venv/installed
 	$(BIN)/dip-recon demo
 
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 torture: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/torture
