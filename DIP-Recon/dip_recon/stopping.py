@@ -308,10 +308,10 @@ class HeldOut(Fixed):
     Being told from few pixels, the error has minima by chance. In denoising a picture that is not
     significantly worse than the best, so by less than two standard errors of the squared errors'
     difference pixel by pixel, passes for as good, and what is returned is the mean of the best and
-    of those that passed after it: worth 0.1 dB over the last of them. While the method noise (see
-    ``MethodNoise``) is far above what the noise level told from the picture would have it be the
-    fit is coarse, and the last is returned; once it is clearly below, noise is fitted, and only a
-    new minimum passes.
+    of those that passed after it (what that is worth: results/README.md). While the method noise
+    (see ``MethodNoise``) is far above what the noise level told from the picture would have it be
+    the fit is coarse, and the last is returned; once it is clearly below, noise is fitted, and only
+    a new minimum passes.
 
     In denoising also, what was held out is taken into the picture with the weight of least error:
     of two estimates with independent errors, e² that of the fit, known from the above, and s² the
