@@ -30,7 +30,8 @@ def test_noise_level_and_network_are_chosen_and_said():
     [said] = choice.reasons
     for words in (f"noise level about {choice.sigma:.1f} of 255", "of width 32", "held out"):
         assert words in said
-    assert auto.denoising(noisy("coffee", 6)).options.dim == [64], "texture above the noise"
+    textured = auto.denoising(noisy("coffee", 3))
+    assert textured.options.dim == [64] and "much texture above it" in textured.reasons[0]
     assert auto.denoising(noisy("chelsea", 50)).options.reg_noise_std > o.reg_noise_std
     assert auto.denoising(noisy("chelsea", 25, size=200)).options.tile == auto.TILE
 

@@ -124,7 +124,7 @@ def denoising(y: np.ndarray, given: dict | None = None, used: float = 1.0) -> Ch
     if shared:  # pixels held out would be told by their neighbours
         chosen |= {"stopping": "AMNS", "sigma": sigma}
     options = replace(base, **{k: v for k, v in chosen.items() if k not in given})
-    what = "much" if ratio >= WIDE else "little"
+    what = "much" if ratio >= WIDE else "some" if ratio >= 1 else "little"
     reasons = [f"{said}, {what} texture above it: {describe(options)}"]
     if noise.is_noise_alone(y, deviation):
         reasons.append("there seems to be nothing but noise in it: expect a flat picture")
