@@ -49,6 +49,8 @@ class Listener:
         if not self.ended:
             self.spent = state.iteration
             self.ended = self.rule.update(state.iteration - 1, state.out, state.smoothed)
+            if self.ended:  # the moving average goes on in place
+                self.rule.picture = self.rule.picture.clone()
 
 
 def measure(item: data.Item, noise: str, network: str, crop: int) -> list[dict]:
