@@ -32,7 +32,7 @@ RULES = ("held-out", "AMNS", "ES-WMV", "ES-EMV")
 NETWORKS = {
     "DIP_2_scaled 32": ({"dim": [32]}, 1800),
     "skip 5x32": ({"model_type": "skip", "dim": [32], "num_scales": 5}, 1500),
-    "DD 6x64": ({"model_type": "DD", "dim": [64], "num_layers": 6}, 1800),
+    "DD 6x64": ({"model_type": "DD", "dim": [64], "num_layers": 6, "progressive": True}, 1800),
 }
 PICTURES = ("set5/img_003*", "set14/img_003*", "set14/img_005*")
 REAL = ("polyu/Canon5D2_5_160_6400_desk_4*", "polyu/Canon80D_8_8_12800_printer_15*")
@@ -57,8 +57,8 @@ def measure(item: data.Item, noise: str, network: str, crop: int) -> list[dict]:
     """A row for each rule."""
     y, x = noisy(item, noise, crop)
     given, iterations = NETWORKS[network]
-    base = auto.denoising(y).options
-    o, _ = resolve(replace(base, stopping="held-out", tile=0, sigma=None, **given))
+    base = auto.denoising(y, given).options
+    o, _ = resolve(replace(base, stopping="held-out", tile=0, sigma=None))
     job = Job("picture", Problem.denoising(tensor(y)), y, "")
     state = prepare(job, o, *choose(o.device, o.precision))
     clean, curve = tensor(x), []
