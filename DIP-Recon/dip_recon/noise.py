@@ -157,16 +157,13 @@ def noise_level(y: np.ndarray) -> float:
     """
     if min(y.shape[1:]) < 2:
         return 0.0
-    level = _patch_level(y)
-    if len(y) == 1:
-        return level
     mean = np.mean(y, axis=0, keepdims=True)
-    if np.abs(y - mean).max() < 0.5 / 255:
-        return _patch_level(mean)
     common = _patch_level(mean)
-    if common > max(1.5 * level, COMMON) and 0.6 < flat_level(mean) / common < 1.2:
+    if np.abs(y - mean).max() < 0.5 / 255:
         return common
-    return level
+    level = _patch_level(y)
+    shared = common > max(1.5 * level, COMMON) and 0.6 < flat_level(mean) / common < 1.2
+    return common if shared else level
 
 
 def _patch_level(y: np.ndarray) -> float:
