@@ -217,6 +217,14 @@ def test_restore_comes_nearer_and_can_be_watched(picture):
     assert errors[1] < errors[0]
 
 
+def test_grey_stored_as_rgb_stays_grey_and_a_small_picture_will_do(noisy):
+    y = np.repeat(noisy((12, 15, 1)), 3, 2)
+    mask = np.tri(12, 15)
+    for x in (dip_recon.inpaint(y, mask, **FEW), dip_recon.enlarge(y, 2, **FEW)):
+        assert x.shape[2] == 3 and (x == x[..., :1]).all()
+    assert dip_recon.restore(y[..., 0] / 255, torch.Tensor.abs, **FEW).shape == (1, 12, 15)
+
+
 def test_restore_says_what_is_wrong_with_the_operator(picture):
     y = torch.from_numpy(picture())
 
@@ -249,7 +257,7 @@ def test_pictures_that_will_not_do(noisy):
         (np.full((5, 32), 0.5), "5×32"),
     ):
         refused(lambda bad=bad: dip_recon.denoise(bad), *words)
-    refused(lambda: dip_recon.enlarge(noisy((4, 4)), 2, **FEW), "8×8")
+    refused(lambda: dip_recon.enlarge(noisy((4, 4)), 2, num_scales=5, **FEW), "8×8", "33×33")
 
 
 def test_options_that_will_not_do(noisy):

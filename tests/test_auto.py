@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import refused
 
-from dip_recon import auto, images, operators, stopping
+from dip_recon import auto, images, models, operators, stopping
 from dip_recon.data import resolve
 from dip_recon.noise import add_gaussian
 from dip_recon.problem import Problem
@@ -99,6 +99,20 @@ def test_a_picture_with_holes_stops_by_pixels_held_out_while_there_are_enough():
     assert choice(20, stopping="ES-WMV").options.stopping == "ES-WMV"
     assert choice(40, num_iters=7, dim=[8]).options.dim == [8]
     refused(lambda: choice(40, stopping="SMNS"), "is for denoising")
+
+
+@pytest.mark.parametrize(("side", "scales"), [(3, 1), (16, 3), (17, 4), (32, 4), (33, 5), (90, 5)])
+def test_a_small_picture_gets_as_many_scales_as_it_has_room_for(side, scales):
+    A = operators.Mask(np.tri(side, side + 9, dtype=np.float32))
+    problem = Problem(A(torch.full((1, 1, side, side + 9), 0.5)), A, (side, side + 9))
+    choice = auto.filling(problem, auto.INPAINTING)
+    assert choice.options.num_scales == scales
+    assert (f"{scales} scale" in choice.reasons[0]) == (scales < 5)
+    sizes = {"in_size": problem.size, "out_size": problem.size}
+    sizes |= choice.options.network_options()
+    models.check_size("skip", in_channels=2, out_channels=1, **sizes)
+    assert auto.filling(problem, auto.INPAINTING, {"num_scales": 2}).options.num_scales == 2
+    assert auto.filling(problem, auto.INPAINTING, {"model_type": "DD"}).options.num_scales == 5
 
 
 def test_a_small_picture_is_told_its_noise():

@@ -261,6 +261,24 @@ def test_grey_stored_as_rgb_is_restored_and_stays_grey(tmp_path, picture, capsys
     assert len(after) == 3 and (after == after[:1]).all()
 
 
+@pytest.mark.parametrize("command", ["inpaint", "sr"])
+def test_grey_stored_as_rgb_stays_grey_however_it_is_restored(tmp_path, picture, command):
+    stored = np.moveaxis(np.repeat(picture(1, (20, 24)), 3, 0), 0, -1)
+    marked = stored.copy()
+    marked[4:9, 5:15] = (1, 0, 0)
+    stored_as = marked if command == "inpaint" else stored
+    tifffile.imwrite(tmp_path / "x.tif", stored_as, photometric="rgb")
+    more = ["--missing", "red"] if command == "inpaint" else ["--factor", "2"]
+    out = tmp_path / "out.tif"
+    assert run(command, tmp_path / "x.tif", "-o", out, *more, "--iterations", "5") == 0
+    after = tifffile.imread(out)
+    assert after.shape[-1] == 3 and (after == after[..., :1]).all()
+    if command == "inpaint":
+        known = (marked == stored).all(-1)
+        assert known.sum() == 20 * 24 - 50
+        np.testing.assert_array_equal(after[known], stored[known])
+
+
 def test_known_pixels_of_a_palette_stay(tmp_path, picture):
     rgb = Image.fromarray((np.moveaxis(picture(3, (40, 36)), 0, -1) * 255).astype(np.uint8))
     rgb.quantize(16).save(tmp_path / "palette.png")

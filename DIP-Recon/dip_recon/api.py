@@ -129,7 +129,7 @@ def inpaint(
     data, back = _read(np.where(kept, picture, 0).astype(picture.dtype))
 
     def filled(x: np.ndarray) -> np.ndarray:
-        return np.where(kept, picture, back(x))
+        return np.where(kept, picture, back(tasks.as_grey(x, data)))
 
     if known.all():
         raise UserError("mask: no pixel is missing; 0 or False is what is to be filled in")
@@ -153,7 +153,11 @@ def enlarge(
     size = tuple(factor * n for n in data.shape[1:])
     job = tasks.Job("picture", Problem(tasks.tensor(data), A, size), data, "")
     choice = auto.filling(job.problem, auto.SUPER_RESOLUTION, given)
-    return back(_fitter(progress, back, size)(job, choice.options))
+
+    def enlarged(x: np.ndarray) -> np.ndarray:
+        return back(tasks.as_grey(x, data))
+
+    return enlarged(_fitter(progress, enlarged, size)(job, choice.options))
 
 
 def restore(
@@ -175,8 +179,9 @@ def restore(
             is made there.
         size: (H, W) of the picture sought; by default the last two sides of ``y``.
         channels: of the picture sought; by default those of ``y`` if it has three sides, else 1.
-        options: as in ``denoise``: 2000 iterations of a 5-scale network unless told otherwise. The
-            rules SMNS (with ``sigma``), ES-WMV and ES-EMV stop earlier.
+        options: as in ``denoise``: 2000 iterations of a 5-scale network unless told otherwise, of
+            fewer scales where a side has fewer than 33 pixels. The rules SMNS (with ``sigma``),
+            ES-WMV and ES-EMV stop earlier.
 
     Returns:
         [C, H, W] float32 in [0, 1].
@@ -186,7 +191,8 @@ def restore(
             shape of ``y``.
     """
     base = replace(auto.INPAINTING, stopping="fixed")
-    settings = replace(base, **_options(options, base))
+    given = _options(options, base)
+    settings = replace(base, **given)
     y = _measurement(y)
     if channels is None:
         channels = y.shape[-3] if y.ndim >= 3 else 1
@@ -195,6 +201,7 @@ def restore(
     if len(size) != 2:
         raise UserError(f"size={size}: give the (H, W) of the picture sought")
     size = tuple(_whole("size", n, 1) for n in size)
+    settings = auto.fewer_scales(settings, given, size)
     shape, device = _tried(A, (1, channels, *size), settings.device)
     short = shape[len(shape) - y.ndim :]
     if y.ndim > len(shape) or tuple(y.shape) != short or y.numel() != shape.numel():

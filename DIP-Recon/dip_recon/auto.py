@@ -138,7 +138,7 @@ def filling(problem: Problem, base: Options, given: dict | None = None) -> Choic
     as long as there are enough to be believed, else all the iterations are run.
     """
     given = given or {}
-    options = replace(base, **given)
+    options = fewer_scales(replace(base, **given), given, problem.size)
     if options.stopping in METHOD_NOISE and not options.sigma:
         raise UserError(
             f"--stopping {options.stopping}: is for denoising; "
@@ -172,8 +172,21 @@ def filling(problem: Problem, base: Options, given: dict | None = None) -> Choic
     return Choice(options, deviation, sigma, reasons=[f"{what}: {how}"], measured=measured)
 
 
+def fewer_scales(options: Options, given: dict, size: tuple[int, int]) -> Options:
+    """``options``, with as many scales as a picture of ``size`` (H, W) has room for.
+
+    n halvings want more than 2ⁿ pixels a side. What is in ``given`` stays as it is.
+    """
+    if options.model_type != INPAINTING.model_type or "num_scales" in given:
+        return options
+    most = max(1, (min(size) - 1).bit_length() - 1)
+    return replace(options, num_scales=min(options.num_scales, most))
+
+
 def describe(o: Options) -> str:
     """The network and the rule in words."""
     width = f"{o.model_type} of width {o.dim[0]}" if o.dim else o.model_type
+    if o.model_type == INPAINTING.model_type and o.num_scales < INPAINTING.num_scales:
+        width += f" and {o.num_scales} scale" + "s" * (o.num_scales > 1)
     width += f" on tiles of {o.tile} pixels" if getattr(o, "tile", 0) else ""
     return f"{width}, {stopping.RULES[o.stopping].until or f'{o.num_iters} iterations'}"

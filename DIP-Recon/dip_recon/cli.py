@@ -275,6 +275,7 @@ def _given(args) -> dict:
 def _restore(args, job, base) -> int:
     from . import auto, images, own
     from .experiment import GAVE_UP
+    from .tasks import as_grey
 
     given = _given(args)
     if args.keep is not None and not args.keep.name:
@@ -287,7 +288,7 @@ def _restore(args, job, base) -> int:
     choice.tell(job.name, args.explain, print)
     options = choice.options
     summary, restored = own.restore(job, options, {}, args.keep)
-    images.write(args.output, restored, like=job.like)
+    images.write(args.output, as_grey(restored, job.problem.y[0].numpy()), like=job.like)
     done = f"picture of iteration {summary['stop_iteration']}, {summary['iterations']} run"
     print(f"{args.output}: {done}, {summary['seconds']:.0f} s")
     if summary.get("gave_up"):

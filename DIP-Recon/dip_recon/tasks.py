@@ -92,7 +92,8 @@ def as_grey(restored: np.ndarray, y: np.ndarray) -> np.ndarray:
     grey picture stored as RGB stays grey."""
     if len(y) == 1 or (y != y[:1]).any():
         return restored
-    return np.repeat(restored.mean(0, keepdims=True), len(y), axis=0)
+    first = restored[:1]  # the mean about it: equal channels are kept to the last bit
+    return np.repeat(first + (restored - first).mean(0, keepdims=True), len(y), axis=0)
 
 
 def tensor(x: np.ndarray) -> torch.Tensor:
