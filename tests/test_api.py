@@ -236,6 +236,8 @@ def test_restore_says_what_is_wrong_with_the_operator(picture):
     refused(restore(Averaged(), y=y[:2]), "A fails", "(1, 2, 32, 32)")
     refused(restore(lambda x: torch.from_numpy(x.numpy())), "A fails", "numpy")
     refused(restore(lambda x: x.detach()), "not differentiable")
+    refused(restore(lambda x: x, y=(255 * y).to(torch.uint8)), "uint8", "floats")
+    refused(restore(lambda x: x, size=32), "size")
     refused(restore(lambda x: [x]), "list")
     refused(restore(torch.fft.fft2), "complex")
     refused(restore(lambda x: x, y=torch.fft.fft2(y)), "complex")

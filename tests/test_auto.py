@@ -84,6 +84,18 @@ def test_noise_that_neighbours_share_goes_by_method_noise():
     assert auto.denoising(y, used=0.1).sigma > choice.sigma == auto.FAITHFUL, "of what it uses"
 
 
+def test_levels_are_told_and_taken_on_the_scale_of_the_picture():
+    y = noisy("chelsea", 25)
+    level = auto.denoising(y).sigma
+    dark = auto.denoising(y, used=0.2)  # stretched from a fifth of the range
+    assert f"about {level / 5:.1f} of 255" in dark.reasons[0] and dark.sigma == level
+    assert dark.measured["noise level"].startswith(f"{level / 5:.2f}")
+    given = auto.denoising(y, {"sigma": 5, "stopping": "AMNS"}, used=0.2, halved=True)
+    assert "noise level 5 as given" in given.reasons[0] and given.options.sigma == 5 / 0.4
+    refused(lambda: auto.denoising(y, {"sigma": 70}, used=0.2), "--sigma 70", "51 of 255")
+    refused(lambda: auto.denoising(y, {"sigma": 300}), "--sigma 300")
+
+
 def test_a_picture_with_holes_stops_by_pixels_held_out_while_there_are_enough():
     def choice(side, **given):
         mask = np.ones((side, side))

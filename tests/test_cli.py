@@ -4,18 +4,22 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 import torch
+from conftest import refused
 from PIL import Image
 
-from dip_recon import auto, batch, images, own
+from dip_recon import auto, batch, data, images, memory, own, tasks
 from dip_recon.cli import main
+from dip_recon.flags import parse
 from dip_recon.models import names
 from dip_recon.noise import add_gaussian
+from dip_recon.options import InpaintingOptions
 
 
 @pytest.fixture(autouse=True)
@@ -140,7 +144,7 @@ def test_a_draft_says_that_its_levels_are_halved(tmp_path, picture, capsys):
     images.save_png(tmp_path / "a.png", noisy)
     assert run("denoise", tmp_path / "a.png", "--draft", "--sigma", 25) == 0
     said = capsys.readouterr().out
-    assert "halves the noise" in said and "noise level 12.5 as given" in said
+    assert "halves the noise" in said and "noise level 25 as given" in said
     assert "a draft" in said.splitlines()[0] and "restored in" in said
 
 
@@ -421,6 +425,78 @@ def test_another_factor_is_another_run(tmp_path, picture):
     common = ["sr", tmp_path / "x.png", "-o", tmp_path / "out.png", "--keep", tmp_path / "k"]
     assert run(*common, "--factor", 2) == 0
     assert run(*common, "--factor", 4) == 2
+
+
+def test_a_mask_is_flat_and_of_the_size_of_its_picture(tmp_path, picture, capsys):
+    images.save_png(tmp_path / "x.png", picture(1, (40, 36)))
+    layer = np.zeros((40, 36, 4), np.uint8)
+    layer[5:9, 5:9, 3] = 255  # black strokes on nothing
+    Image.fromarray(layer).save(tmp_path / "layer.png")
+    mask = np.ones((1, 48, 44), np.float32)
+    mask[:, 20:30, 10:30] = 0
+    images.save_png(tmp_path / "large.png", mask)
+    words = ["--mask", tmp_path / "layer.png", "-o", tmp_path / "out.png"]
+    assert run("inpaint", tmp_path / "x.png", *words) == 2
+    assert "layer.png: is transparent in places: flatten it" in capsys.readouterr().err
+    for more in (["--crop", "36", "36"], ["--imsize", "36", "36"], []):
+        flags = ["--mask_type", "file", "--mask_path", str(tmp_path / "large.png"), *more]
+        options, _, _ = parse(InpaintingOptions, flags, "inpainting.py")
+        job = partial(tasks.inpainting_job, data.resolve(tmp_path / "x.png")[0], options)
+        refused(job, "large.png", "48×44", "40×36")
+
+
+@pytest.mark.parametrize("command", ["inpaint", "sr"])
+def test_what_will_not_fit_into_memory_is_not_begun(
+    tmp_path, picture, capsys, monkeypatch, command
+):
+    rgba = np.concatenate([picture(3, (40, 36)), np.ones((1, 40, 36))])
+    rgba[3, 5:9, 5:9] = 0
+    stored = (np.moveaxis(rgba, 0, -1) * 255).astype(np.uint8)
+    Image.fromarray(stored).save(tmp_path / "x.png")
+    monkeypatch.setattr(memory, "free", lambda device=None: 5 * 10**6)
+    words = [command, tmp_path / "x.png", "-o", tmp_path / "out.png", "--width", "64"]
+    assert run(*words) == 2
+    said = capsys.readouterr().err
+    assert "x: it takes about" in said and "a smaller" in said
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_what_the_format_does_not_hold_is_said(tmp_path, picture, capsys, monkeypatch):
+    rgba = (np.moveaxis(picture(3, (40, 36)), 0, -1) * 65535).astype(np.uint16)
+    rgba = np.dstack([rgba, np.full((40, 36), 65535, np.uint16)])
+    tifffile.imwrite(
+        tmp_path / "x.tif", rgba, photometric="rgb", extrasamples=["unassalpha"], metadata=None
+    )
+    words = ["sr", tmp_path / "x.tif", "--factor", "2", "-o"]
+    assert run(*words, tmp_path / "x.jpg") == 0
+    assert "does not hold transparency or 16 bits a sample" in capsys.readouterr().out
+    assert run(*words, tmp_path / "x2.png") == 0
+    assert "does not hold" not in capsys.readouterr().out
+    monkeypatch.setitem(images.writing.MAX_SIDE, ".webp", 70)
+    monkeypatch.setattr(own, "restore", None)  # the size is known before the fit
+    assert run(*words, tmp_path / "x.webp") == 2
+    assert "at most 70 pixels" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["inpaint", "sr"])
+def test_what_uses_little_of_its_range_is_stretched_to_be_filled_or_enlarged(
+    tmp_path, picture, command
+):
+    grey = picture(1, (40, 36))[0]
+    mask = np.ones((1, 40, 36), np.float32)
+    mask[:, 10:14, 10:20] = 0
+    images.save_png(tmp_path / "m.png", mask)
+    more = ["--mask", tmp_path / "m.png"] if command == "inpaint" else ["--factor", "2"]
+    found = []
+    for top in (65535, 4095):
+        stored = (grey / grey.max() * top).round().astype(np.uint16)
+        tifffile.imwrite(tmp_path / "x.tif", stored)
+        assert run(command, tmp_path / "x.tif", *more, "-o", tmp_path / "out.tif") == 0
+        found.append(tifffile.imread(tmp_path / "out.tif") / top)
+        if command == "inpaint":
+            known = mask[0] > 0
+            np.testing.assert_array_equal(found[-1][known] * top, stored[known])
+    assert np.abs(found[0] - found[1]).max() < 0.01
 
 
 def test_a_photograph_is_no_mask(tmp_path, picture, capsys):

@@ -11,11 +11,12 @@ from conftest import refused
 from skimage.restoration import denoise_nl_means
 from test_figures import made, with_pictures
 
-from dip_recon import comparison, images, metrics, noise, peers, tasks
+from dip_recon import comparison, data, images, metrics, noise, peers, tasks
 from dip_recon.cli import main
 from dip_recon.comparison import compare
 from dip_recon.data.sets import manifest
 from dip_recon.figures.records import load
+from dip_recon.options import SuperResolutionOptions
 
 DIGESTS = {(own, name): digest for digest, (own, name) in comparison._pictures().items()}
 MASK = {"task": "inpainting", "mask_type": "bernoulli", "zero_fraction": 0.5}
@@ -158,6 +159,17 @@ def test_the_baseline_is_cubic_convolution():
     edge = np.zeros((1, 8, 8), np.float32)
     edge[:, :, 4:] = 1
     assert tasks.bicubic(edge, (16, 16)).min() == 0 and tasks.bicubic(edge, (16, 16)).max() == 1
+
+
+def test_the_baseline_lies_where_the_low_resolution_picture_does(picture, tmp_path):
+    images.save_png(tmp_path / "x.png", picture(1, (63, 66)))
+    settings = SuperResolutionOptions(folder_path=str(tmp_path), sr_factor=4)
+    job = tasks.super_resolution_job(data.resolve(tmp_path / "x.png")[0], settings)
+    x, low = job.problem.x[0].numpy(), job.problem.y[0].numpy()
+    assert job.seen.shape == x.shape and low.shape == (1, 15, 16)
+    whole = tasks.bicubic(low, (60, 64))
+    np.testing.assert_array_equal(job.seen[:, :60, :64], whole)
+    np.testing.assert_array_equal(job.seen[:, 60:, :64], np.repeat(whole[:, -1:], 3, 1))
 
 
 def test_pictures_that_are_cut_resized_or_unknown_have_no_published_figure(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dip_recon import models, stopping
+from dip_recon import flags, models, stopping
 from dip_recon.data.sets import manifest
 from dip_recon.errors import UserError
 from dip_recon.flags import parse
@@ -102,14 +102,30 @@ def test_a_flag_that_changes_nothing_is_said_to():
     _, _, notes = read(InpaintingOptions, "--noise_sigma 25")
     assert notes == ["--noise_sigma 25 changes nothing in inpainting"]
     assert read(DenoisingOptions, "--noise_sigma 25")[2] == []
-    for flags in (
+    for idle in (
         "--patience 9",
         "--gamma 0.5",
         "--decay 1e-8 0",
         "--input_image_name x.png",
         "--exp_start 9 --exp_weight 0",
     ):
-        assert "has no effect without" in read(DenoisingOptions, flags)[2][0]
+        assert "has no effect without" in read(DenoisingOptions, idle)[2][0]
+
+
+def test_how_a_mask_or_noise_is_drawn_is_idle_where_none_is():
+    drawn = "--zero_fraction 0.3 --mask_seed 3"
+    idle = [f"--{name} has no effect without --mask_type bernoulli" for name in flags.DRAWN]
+    assert read(InpaintingOptions, f"--mask_type text {drawn}")[2] == idle
+    assert read(InpaintingOptions, f"--recipe vase {drawn}")[2] == idle
+    assert read(InpaintingOptions, drawn)[2] == []
+    added = "--poisson_scale 0.1 --noise_seed 4"
+    idle = [f"--{name} has no effect without --task denoising" for name in flags.NOISE]
+    assert read(DenoisingOptions, f"--task real_denoising {added}")[2] == idle
+    assert read(DenoisingOptions, added)[2] == []
+    real = "--task real_denoising --noise_sigma 50"
+    assert len(read(DenoisingOptions, real)[2]) == 1
+    options, _, notes = read(TiledOptions, real)
+    assert notes == [] and options.reg_noise_std == pytest.approx(50 / 1500 + 1 / 60)
 
 
 def test_what_does_not_watch_tiles_is_said_to_be_idle():

@@ -229,6 +229,30 @@ def test_16_bit_cmyk_tiff(tmp_path):
     np.testing.assert_allclose(again.data, picture.data, atol=1e-4)
 
 
+@pytest.mark.parametrize("samples", [RGBA8, RGBA16, RGBA8[..., :2], RGBA16[..., :2]])
+@pytest.mark.parametrize("by_windows", [False, True])
+def test_a_channel_that_is_not_marked_as_alpha_is_refused(tmp_path, samples, by_windows):
+    photometric = "rgb" if samples.shape[-1] > 2 else "minisblack"
+    how = {"photometric": photometric, "planarconfig": "contig", "extrasamples": ["unspecified"]}
+    tiff(tmp_path / "x.tif", samples, **how)
+    read = images.large.open_source if by_windows else images.read
+    refused(lambda: read(tmp_path / "x.tif"), "x.tif", f"channel {samples.shape[-1]}", "alpha")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_colours_stored_times_alpha_are_read_as_they_look(tmp_path, dtype):
+    top = 1 if dtype == np.float32 else np.iinfo(dtype).max
+    colours = SMOOTH.transpose(1, 2, 0)
+    alpha = np.linspace(0.2, 1, 48)[None, :, None] * np.ones((40, 1, 1))
+    stored = np.concatenate([colours * alpha, alpha], axis=2) * top
+    how = {"photometric": "rgb", "extrasamples": ["assocalpha"]}
+    tiff(tmp_path / "x.tif", (stored if top == 1 else stored.round()).astype(dtype), **how)
+    picture = images.read(tmp_path / "x.tif")
+    np.testing.assert_allclose(picture.data, SMOOTH, atol=4 / 255 if top == 255 else 1e-4)
+    images.write(tmp_path / "y.tif", picture.data, like=picture)
+    np.testing.assert_allclose(images.read(tmp_path / "y.tif").data, picture.data, atol=1e-6)
+
+
 def test_webp_is_written_lossless_and_jpeg_close(tmp_path):
     pil(tmp_path / "a.webp", RGBA8, lossless=True, exact=True)
     picture = images.read(tmp_path / "a.webp")

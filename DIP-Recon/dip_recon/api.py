@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import auto, models, operators, own, tasks
+from . import auto, models, needs, operators, own, tasks
 from .errors import UserError, nearest
 from .fit import State, choose, fit
 from .flags import convert
@@ -128,14 +128,16 @@ def inpaint(
     kept = known if picture.ndim == 2 else known[..., None]
     data, back = _read(np.where(kept, picture, 0).astype(picture.dtype))
 
-    def filled(x: np.ndarray) -> np.ndarray:
-        return np.where(kept, picture, back(tasks.as_grey(x, data)))
-
     if known.all():
         raise UserError("mask: no pixel is missing; 0 or False is what is to be filled in")
     A = operators.Mask(known)
     job = tasks.Job("picture", Problem(A(tasks.tensor(data)), A, data.shape[1:]), data, "")
     choice = auto.filling(job.problem, auto.INPAINTING, _options(options, auto.INPAINTING))
+    job, unstretched = own.stretched(job)
+
+    def filled(x: np.ndarray) -> np.ndarray:
+        return np.where(kept, picture, back(unstretched(x)))
+
     return filled(_fitter(progress, filled, data.shape[1:])(job, choice.options))
 
 
@@ -153,9 +155,10 @@ def enlarge(
     size = tuple(factor * n for n in data.shape[1:])
     job = tasks.Job("picture", Problem(tasks.tensor(data), A, size), data, "")
     choice = auto.filling(job.problem, auto.SUPER_RESOLUTION, given)
+    job, unstretched = own.stretched(job)
 
     def enlarged(x: np.ndarray) -> np.ndarray:
-        return back(tasks.as_grey(x, data))
+        return back(unstretched(x))
 
     return enlarged(_fitter(progress, enlarged, size)(job, choice.options))
 
@@ -197,7 +200,7 @@ def restore(
     if channels is None:
         channels = y.shape[-3] if y.ndim >= 3 else 1
     channels = _whole("channels", channels, 1)
-    size = tuple(y.shape[-2:]) if size is None else tuple(size)
+    size = tuple(y.shape[-2:]) if size is None else tuple(np.atleast_1d(size))
     if len(size) != 2:
         raise UserError(f"size={size}: give the (H, W) of the picture sought")
     size = tuple(_whole("size", n, 1) for n in size)
@@ -230,6 +233,8 @@ def _measurement(y: np.ndarray | Tensor) -> Tensor:
     y = y.detach().cpu() if isinstance(y, Tensor) else torch.tensor(np.ascontiguousarray(y))
     if y.is_complex():
         raise UserError("y is complex: give real and imaginary parts, by torch.view_as_real")
+    if not y.is_floating_point():
+        raise UserError(f"y is of {y.dtype}: give floats, what A makes of a picture in [0, 1]")
     y = y.float()
     if not y.numel() or not torch.isfinite(y).all():
         raise UserError("y must be finite, and hold something")
@@ -275,6 +280,7 @@ def _fitter(progress: Progress | None, back: Back, size: tuple[int, int]) -> Cal
             progress(Step(state.iteration, o.num_iters, run, 1, 1, picture))
 
         models.check_size(o.model_type, **network_settings(job, o))
+        needs.check(job, o)
         state = prepare(job, o, *choose(o.device, o.precision))
         result = fit(state, o.num_iters, [tell] if progress else [])
         if state.guard.gave_up:

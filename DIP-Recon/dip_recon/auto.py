@@ -75,40 +75,52 @@ class Choice:
                 say(f"  {what}: {value}")
 
 
-def denoising(y: np.ndarray, given: dict | None = None, used: float = 1.0) -> Choice:
+def denoising(
+    y: np.ndarray, given: dict | None = None, used: float = 1.0, halved: bool = False
+) -> Choice:
     """Choose for the noisy picture ``y`` [C, H, W] in [0, 1].
 
     used: the share of its range that the picture used, before it was stretched to all of it.
-    ``given``: options that the user has set; what they say is not chosen. Raises UserError for one
-    that will not do, and for a picture that is too small.
+    halved: whether it is of half the size, by means of 2×2 pixels, which halves the noise.
+    ``given``: options that the user has set; what they say is not chosen. The sigma given, and the
+    levels in the words, are of the picture as it was; those of the choice are of ``y``.
+    Raises UserError for an option that will not do, and for a picture that is too small.
     """
     given = given or {}
     base = replace(DENOISING, **given)
     base.validate()
+    scale = used * (2 if halved else 1)  # of a level of y, as the picture was
+    if given.get("sigma"):
+        if given["sigma"] > 255 * scale:
+            raise UserError(
+                f"--sigma {given['sigma']:g}: the picture uses only {255 * used:.3g} of 255"
+            )
+        base = replace(base, sigma=given["sigma"] / scale)
     if min(y.shape[1:]) < SMALLEST:
         size = "×".join(map(str, y.shape[1:]))
         raise UserError(f"{size} pixels: a picture wants at least {SMALLEST}×{SMALLEST}")
     white, flat = noise.noise_level(y), noise.flat_level(y)
     shared = flat > SHARED * white  # neighbours share their noise
     if given.get("sigma"):
-        sigma = given["sigma"]
+        sigma = base.sigma
         deviation = noise.clipped_deviation(y, sigma)
-        said = f"noise level {sigma:g} as given"
+        said = f"noise level {given['sigma']:g} as given"
     elif shared:
         sigma = deviation = min(FLAT * flat, max(FAITHFUL / used, FLAT * white))
-        said = f"noise level about {sigma:.1f} of 255, shared by neighbouring pixels"
+        said = f"noise level about {scale * sigma:.1f} of 255, shared by neighbouring pixels"
     else:
         deviation = white
         sigma = noise.before_clipping(y, deviation)
-        said = f"noise level about {sigma:.1f} of 255"
+        said = f"noise level about {scale * sigma:.1f} of 255"
         if sigma > 1.15 * deviation:
-            said += f", of which clipping has left {deviation:.1f}"
+            said += f", of which clipping has left {scale * deviation:.1f}"
+    left = f"what clipping has left: {scale * deviation:.2f}"
     measured = {
-        "noise level": f"{sigma:.2f} (what clipping has left: {deviation:.2f})",
-        "by patches": f"{white:.2f}",
-        "by wavelets": f"{noise.estimate_sigma(y):.2f}",
-        "in the flattest places": f"{flat:.2f}",
-        "from dark to bright": ", ".join(f"{s:.1f}" for s in noise.by_brightness(y)),
+        "noise level": f"{scale * sigma:.2f} ({left})",
+        "by patches": f"{scale * white:.2f}",
+        "by wavelets": f"{scale * noise.estimate_sigma(y):.2f}",
+        "in the flattest places": f"{scale * flat:.2f}",
+        "from dark to bright": ", ".join(f"{scale * s:.1f}" for s in noise.by_brightness(y)),
     }
     clean = deviation < CLEAN and not given.get("sigma")
     if clean:

@@ -212,16 +212,18 @@ def _one(picture: Path, place: Path, wishes: Wishes, several: bool, say: Callabl
         return
     if wishes.overlap is not None:
         raise UserError("--overlap: only with --tile")
-    images.check_writable(place)
     if frames > 1:
         _frames(picture, place, frames, wishes, say)
         return
     job = own.denoising(picture)
+    images.check_writable(place, job.problem.size)
     if math.prod(job.problem.size) > LONG and not wishes.draft and wishes.runs == 1:
         _by_tiles(picture, place, wishes, say)
         return
     done = _restored(job, wishes, say)
     images.write(place, done.picture, like=job.like)
+    if lost := images.lost(place, job.like):
+        say(lost)
     _tell(place, done, several, say)
 
 

@@ -244,7 +244,7 @@ def _denoise(args) -> int:
 def _inpaint(args) -> int:
     from . import auto, own
 
-    if args.mask and args.missing:
+    if args.mask is not None and args.missing is not None:
         raise UserError("--mask --missing: give one of the two")
     return _restore(args, own.inpainting(args.picture, args.mask, args.missing), auto.INPAINTING)
 
@@ -273,22 +273,27 @@ def _given(args) -> dict:
 
 
 def _restore(args, job, base) -> int:
-    from . import auto, images, own
+    from . import auto, images, needs, own
     from .experiment import GAVE_UP
-    from .tasks import as_grey
+    from .prepare import resolve
+    from .runs import Run
 
     given = _given(args)
     if args.keep is not None and not args.keep.name:
         raise UserError("--keep: give a folder's name")
-    images.check_writable(args.output)
+    images.check_writable(args.output, job.problem.size)
     for given_path in (args.picture, getattr(args, "mask", None)):
         if given_path and args.output.exists() and args.output.samefile(given_path):
             raise UserError(f"--output {args.output}: would replace {given_path}; choose another")
     choice = auto.filling(job.problem, base, given)
     choice.tell(job.name, args.explain, print)
-    options = choice.options
+    if lost := images.lost(args.output, job.like):
+        print(lost)
+    options, (job, back) = choice.options, own.stretched(job)
+    if not (args.keep and Run(args.keep).begun):
+        needs.check(job, resolve(options)[0])
     summary, restored = own.restore(job, options, {}, args.keep)
-    images.write(args.output, as_grey(restored, job.problem.y[0].numpy()), like=job.like)
+    images.write(args.output, back(restored), like=job.like)
     done = f"picture of iteration {summary['stop_iteration']}, {summary['iterations']} run"
     print(f"{args.output}: {done}, {summary['seconds']:.0f} s")
     if summary.get("gave_up"):

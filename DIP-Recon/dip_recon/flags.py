@@ -35,6 +35,8 @@ DEPENDENT = {"freq_loss_func": "freq_lbda", "morph_lbda": "prune_type", "min_tau
 # How a fit is watched. That of a tile is not; when it is finished, the tile is kept.
 WATCHING = ("eval_every", "iters_print_acc", "verbose", "snapshots", "checkpoint_every")
 WHOLE = "--tile 0"
+NOISE = ("poisson_scale", "noise_seed")  # that is added to a clean picture
+DRAWN, BERNOULLI = ("zero_fraction", "mask_seed"), "--mask_type bernoulli"  # of a mask at random
 
 
 def _boolean(text) -> bool:
@@ -221,10 +223,13 @@ def _idle(o: Options, given: dict) -> list[str]:
         "noise_type": (noise_input, "--noise_method noise"),
         "input_image_name": (picture_input, "--noise_method image or noisy_image"),
         "decay": (o.optimizer == "adamw", "--optimizer adamw"),
-        "noise_sigma": (
-            o.task == "denoising" and not getattr(o, "poisson_scale", 0),
+        "noise_sigma": (  # which PG-DIP's noise on the input follows too
+            (o.task == "denoising" and not getattr(o, "poisson_scale", 0))
+            or isinstance(o, GrowingOptions),
             "--task denoising without --poisson_scale",
         ),
+        **{name: (o.task == "denoising", "--task denoising") for name in NOISE},
+        **{k: (getattr(o, "mask_type", "") == "bernoulli", BERNOULLI) for k in DRAWN},
     }
     return [
         f"--{name} has no effect without {what}"

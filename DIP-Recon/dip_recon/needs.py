@@ -70,7 +70,7 @@ def check(job: Job, o: Options) -> None:
     if precision == "fp32" and bf16_available(device):
         mends.append("--precision bf16")
     if not tile:
-        mends.append("a smaller picture, by --crop or --imsize")
+        mends.append("a smaller picture (of experiments: --crop, --imsize)")
     what = f"a tile of {tile} pixels" if tile else "it"
     raise UserError(
         f"{job.name}: {what} takes about {memory.words(needed(job, o))} to fit, and "

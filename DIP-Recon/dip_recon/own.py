@@ -26,7 +26,7 @@ from .options import NOT_IN_THE_NUMBERS, Options
 from .prepare import network_settings, resolve
 from .problem import Problem
 from .runs import Run, check_free
-from .tasks import Job, as_grey, bicubic, denoising_job, enlarge, span, tensor
+from .tasks import Job, as_grey, bicubic, denoising_job, enlarge, opaque, span, tensor
 
 
 def _read(path: Path) -> tuple[images.Picture, str]:
@@ -138,14 +138,11 @@ def choose(y: np.ndarray, given: dict, most: float, draft: bool = False) -> auto
 
     draft: ``y`` is of half the size. Raises as ``auto.denoising``.
     """
-    given = (DRAFTED if draft else {}) | given
-    if given.get("sigma"):  # of the stretched picture, and of means of 2×2 pixels
-        given["sigma"] /= most * (2 if draft else 1)
-    choice = auto.denoising(y, given, most)
+    choice = auto.denoising(y, (DRAFTED if draft else {}) | given, most, draft)
     if draft:
-        choice.reasons.insert(0, "a draft at half the size, which halves the noise")
+        choice.reasons.insert(0, "a draft, fitted at half the size, which halves the noise")
     if most < 1:
-        choice.reasons.insert(0, f"uses {most:.1%} of its range; levels are of what it uses")
+        choice.reasons.insert(0, f"uses {most:.1%} of its range: stretched while it is fitted")
     return choice
 
 
@@ -184,7 +181,7 @@ def inpainting(path: Path, mask_path: Path | None = None, missing: str | None = 
     try:
         if mask_path is not None:
             mask_picture, mask_digest = _read(mask_path)
-            mask = operators.mask_from_picture(mask_picture.data, picture.size)
+            mask = operators.mask_from_picture(opaque(mask_picture), picture.size)
         elif missing is not None:
             mask = operators.mask_from_colour(picture.data, missing)
         elif picture.alpha is not None:
@@ -212,6 +209,23 @@ def super_resolution(path: Path, factor: int) -> Job:
     size = tuple(factor * n for n in picture.size)
     problem = Problem(tensor(picture.data), operators.Downsample(factor), size, name=path.stem)
     return Job(path.stem, problem, bicubic(picture.data, size), digest, _like(picture))
+
+
+def stretched(job: Job) -> tuple[Job, Callable[[np.ndarray], np.ndarray]]:
+    """``job`` divided by its ``span``, and what makes of a picture [C, H, W] restored from that one
+    of the measurement's own kind: of its range, grey where it is, with known pixels as they are."""
+    y = job.problem.y[0].numpy()
+    most = np.float32(span(y.max(initial=0)))
+    problem = replace(job.problem, y=tensor(y / most))
+
+    def back(restored: np.ndarray) -> np.ndarray:
+        restored = as_grey(restored, y) * most
+        if not job.keep_known:
+            return restored
+        known = job.problem.A.mask[0].numpy()
+        return known * y + (1 - known) * restored
+
+    return replace(job, problem=problem, seen=job.seen / most), back
 
 
 def restore(

@@ -134,7 +134,7 @@ def inpainting_job(item: data.Item, o: Options) -> Job:
             raise UserError(f"--mask_type file: {item.path} has no mask; give --mask_path")
         files = [path]
         try:
-            mask = _mask(path, o, size)
+            mask = _mask(path, item.path, o, size)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
     A = operators.Mask(mask)
@@ -143,11 +143,23 @@ def inpainting_job(item: data.Item, o: Options) -> Job:
     return Job(item.name, problem, y[0].numpy(), _digest(item, *files), _like(item.path, o))
 
 
-def _mask(path: Path, o: Options, size: tuple[int, int]) -> np.ndarray:
-    """The mask [1, H, W] of a file, cut and resized as its picture [C, *size] was.
+def opaque(mask: images.Picture) -> np.ndarray:
+    """The ``data`` of a mask's picture; UserError if it is transparent somewhere."""
+    if mask.alpha is not None:
+        top = 1 if mask.alpha.dtype.kind == "f" else np.iinfo(mask.alpha.dtype).max
+        if mask.alpha.min() < top:
+            raise UserError(
+                "is transparent in places: flatten it, to black (missing) and white (known)"
+            )
+    return mask.data
+
+
+def _mask(path: Path, picture: Path, o: Options, size: tuple[int, int]) -> np.ndarray:
+    """The mask [1, H, W] of a file, cut and resized as its ``picture`` was, to ``size``.
 
     Known is what next to nothing of a missing pixel has gone into.
     """
+    operators.mask_from_picture(opaque(images.read(path)), images.read(picture).size)
     mask = load(path, replace(o, imsize=[-1]))
     if o.imsize == [-1]:
         return operators.mask_from_picture(mask, size)
@@ -170,7 +182,10 @@ def super_resolution_job(item: data.Item, o: Options) -> Job:
         y = A(tensor(x)).clamp(0, 1)
     size = tuple(x.shape[1:])
     problem = Problem(y, A, size, tensor(x), name=item.name)
-    return Job(item.name, problem, bicubic(y[0].numpy(), size), _digest(item))
+    baseline = bicubic(y[0].numpy(), tuple(o.sr_factor * n for n in y.shape[2:]))
+    beyond = [(0, n - m) for n, m in zip(x.shape, baseline.shape, strict=True)]  # of whole blocks
+    baseline = np.pad(baseline, beyond, mode="edge")
+    return Job(item.name, problem, baseline, _digest(item), _like(item.path, o))
 
 
 def _like(path: Path, o: Options) -> images.Picture | None:

@@ -15,7 +15,7 @@ from .decoding import check_header
 from .frames import FrameWriter, count_frames, read_frame
 from .picture import MAX_PIXELS, READABLE, WRITABLE, Kind, Picture
 from .reading import is_picture_name, list_pictures, read
-from .writing import check_writable, save_png, write
+from .writing import check_writable, lost, save_png, write
 
 __all__ = [
     "MAX_PIXELS",
@@ -29,6 +29,7 @@ __all__ = [
     "count_frames",
     "is_picture_name",
     "list_pictures",
+    "lost",
     "read",
     "read_frame",
     "save_png",

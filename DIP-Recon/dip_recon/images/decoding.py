@@ -35,6 +35,7 @@ _ORIENTATION, _CAMERA = 0x0112, 0x8769  # tags of EXIF
 _STALE = (0x0100, 0x0101, 0xA002, 0xA003, 0x014A, 0x927C)
 _MOST_EXIF = 65_000  # bytes; a JPEG holds 65,533
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
+_ASSOCIATED = tifffile.EXTRASAMPLE.ASSOCALPHA  # colours are stored times alpha
 _TIFF_COLOURS = (
     tifffile.PHOTOMETRIC.MINISWHITE,
     tifffile.PHOTOMETRIC.MINISBLACK,
@@ -291,8 +292,16 @@ def _decode_tiff(path: Path, place: Place | None) -> Decoded | int:
             raise UserError(
                 f"{path}: has {page.samplesperpixel} channels; save it as grey, RGB or CMYK"
             )
+        if extra_channel(page):
+            raise UserError(
+                f"{path}: its channel {page.samplesperpixel} is not marked as alpha; remove it, or "
+                "save channels to files of their own"
+            )
         dtype = page.dtype
-        if part is None and dtype in (np.dtype(bool), np.dtype(np.uint8)):
+        planes = page.axes == "SYX" or (
+            page.photometric == tifffile.PHOTOMETRIC.MINISBLACK and page.samplesperpixel > 2
+        )  # which Pillow does not read
+        if part is None and dtype in (np.dtype(bool), np.dtype(np.uint8)) and not planes:
             return number
         if dtype is None or page.axes not in ("YX", "YXS", "SYX"):
             raise ValueError(f"{page.bitspersample} bits a sample, axes {page.axes}")
@@ -327,15 +336,28 @@ def _decode_tiff(path: Path, place: Place | None) -> Decoded | int:
         if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
             samples = (1 if dtype.kind == "f" else np.iinfo(dtype).max) - samples
         icc = getattr(page.tags.get(34675), "value", None)
+        premultiplied = _ASSOCIATED in page.extrasamples
     deep = {"bits": 8 * dtype.itemsize, "floating": dtype.kind == "f"}
     samples = samples.astype(dtype.newbyteorder("="))
     colours = 4 if cmyk else 3 if samples.shape[-1] > 2 else 1
     values = samples[..., :colours]
     alpha = samples[..., colours].copy() if samples.shape[-1] > colours else None
+    top = 1.0 if deep["floating"] else float(np.iinfo(dtype).max)
+    if premultiplied:
+        shares = np.maximum(alpha / top, 1e-9)[..., None]
+        plain = np.minimum(values / shares, top)
+        values = (plain if deep["floating"] else np.rint(plain)).astype(samples.dtype)
     if cmyk:
-        top = 1.0 if deep["floating"] else float(np.iinfo(dtype).max)
         return _cmyk_to_rgb(values / top), alpha, Kind("cmyk", **deep)
     return values, alpha, Kind("grey" if colours == 1 else "rgb", icc=icc, **deep)
+
+
+def extra_channel(page: tifffile.TiffPage) -> bool:
+    """Whether there is a channel beside the colours that is not said to be alpha."""
+    count, cmyk = page.samplesperpixel, page.photometric == tifffile.PHOTOMETRIC.SEPARATED
+    extra = count - (4 if cmyk else 3 if count > 2 else 1)
+    alpha = (_ASSOCIATED, tifffile.EXTRASAMPLE.UNASSALPHA)
+    return extra > 0 and tuple(page.extrasamples[-1:]) not in {(kind,) for kind in alpha}
 
 
 def _part(tiff: tifffile.TiffFile, page: tifffile.TiffPage, part: int) -> np.ndarray:

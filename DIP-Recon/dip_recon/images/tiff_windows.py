@@ -14,7 +14,7 @@ import tifffile
 from .. import memory
 from ..errors import UserError
 from ..files import atomic
-from .decoding import check_chain, check_inflated, only_place, segment_bytes
+from .decoding import check_chain, check_inflated, extra_channel, only_place, segment_bytes
 from .picture import MAX_PIXELS, Kind
 from .quiet import quiet
 from .windows import TYPES, Sink, Source, damaged, kind_of, other_picture, temporary_name
@@ -91,8 +91,8 @@ def _obstacle(page: tifffile.TiffPage) -> str | None:
         return f"colours stored as {getattr(page.photometric, 'name', page.photometric)}"
     if samples > 4 or page.axes not in ("YX", "YXS", "SYX"):
         return f"{samples} channels and the axes {page.axes}"
-    if dtype == np.uint8 and extra not in ((), (tifffile.EXTRASAMPLE.UNASSALPHA,)):
-        return "premultiplied alpha"
+    if extra_channel(page) or extra not in ((), (tifffile.EXTRASAMPLE.UNASSALPHA,)):
+        return "premultiplied alpha or another channel"
     if getattr(page.tags.get(_ORIENTATION), "value", 1) != 1:
         return "an orientation other than upright"
     try:

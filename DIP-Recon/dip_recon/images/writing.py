@@ -41,14 +41,9 @@ def write(path: str | os.PathLike, data: np.ndarray, like: Picture | None = None
     values that are not finite.
     """
     path = Path(path)
-    check_writable(path)
     data = checked(data)
+    check_writable(path, data.shape[1:])
     suffix = path.suffix.lower()
-    if max(data.shape) > MAX_SIDE.get(suffix, math.inf):
-        raise UserError(
-            f"{path}: a {suffix} file holds at most {MAX_SIDE[suffix]} pixels a side; "
-            "write .png or .tif instead"
-        )
     _replace(path, encode(data.transpose(1, 2, 0), *in_kind(data, like, suffix), suffix))
 
 
@@ -62,13 +57,20 @@ def save_png(path: str | os.PathLike, data: np.ndarray) -> None:
     _replace(Path(path), encode(data, None, kind, ".png"))
 
 
-def check_writable(path: str | os.PathLike) -> None:
-    """Raise UserError if ``write`` could not write to ``path``; to be asked before a long run."""
+def check_writable(path: str | os.PathLike, size: tuple[int, int] = (1, 1)) -> None:
+    """Raise UserError if ``write`` could not write a picture of ``size`` (H, W) to ``path``; to be
+    asked before a long run."""
     path = Path(path)
-    if path.suffix.lower() not in WRITABLE:
+    suffix = path.suffix.lower()
+    if suffix not in WRITABLE:
         raise UserError(
             f"{path}: cannot write {path.suffix or 'a file without suffix'!r}; "
             f"end the name in one of {', '.join(WRITABLE)}"
+        )
+    if max(size) > MAX_SIDE.get(suffix, math.inf):
+        raise UserError(
+            f"{path}: a {suffix} file holds at most {MAX_SIDE[suffix]} pixels a side; "
+            "write .png or .tif instead"
         )
     if path.is_dir():
         raise UserError(f"{path}: is a folder; give the name of a file")
@@ -80,6 +82,16 @@ def check_writable(path: str | os.PathLike) -> None:
             file.flush()
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def lost(path: str | os.PathLike, like: Picture) -> str:
+    """What of ``like`` a file of this suffix does not hold, in words; "" if nothing."""
+    suffix = Path(path).suffix.lower()
+    words = ["transparency"] * (like.alpha is not None and suffix not in HOLDS_ALPHA)
+    words += [f"{like.kind.bits} bits a sample"] * (like.kind.bits > 8 and suffix not in HOLDS_DEEP)
+    if not words:
+        return ""
+    return f"{path}: a {suffix} file does not hold {' or '.join(words)}; .png and .tif do"
 
 
 def checked(data: np.ndarray) -> np.ndarray:
