@@ -258,3 +258,23 @@ def test_peers_have_a_row_each(noisy_run, tmp_path, monkeypatch):
     assert any("dip-recon[peers]" in note for note in this.notes)
     images.save_png(run.folder / "clean.png", np.zeros((3, 32, 32), np.float32))
     assert compare(load([tmp_path / "runs"]), False, True)[0].rows[0].psnr == this.rows[0].psnr
+
+
+def test_peers_see_every_noisy_picture(tmp_path, picture, monkeypatch):
+    """Two pictures of one name, a picture cut in two ways, two noise seeds of which one is 0."""
+    monkeypatch.setitem(sys.modules, "bm3d", None)
+    x = picture(1, (32, 32))
+    for sha, more in (
+        ("1", {}), ("2", {}), ("1", {"crop": [24]}), ("1", {"noise_seed": 0}), ("1", {"lr": 0.5}),
+    ):  # fmt: skip
+        run = made(tmp_path, picture_sha256=sha * 64, **more)
+        with_pictures(run, x, {}, noise.add_gaussian(x, 25, np.random.RandomState(7)))
+    told = []
+    compare(load([tmp_path]), published=False, with_peers=True, say=told.append)
+    assert len(told) == 4 and told.count("peers on a, sigma 25, noise 0") == 1
+
+
+def test_pairs_have_noise_of_their_own(tmp_path):
+    run = made(tmp_path)
+    run.write_result({**run.result(), "sigma": None})
+    assert [this.title for this in compare(load([tmp_path]))] == ["other pictures, real noise"]

@@ -198,6 +198,15 @@ def test_networks(tmp_path):
     assert numbers(one(rows, series="noisy picture"), "mean", "n") == [20, 8]
 
 
+def test_networks_of_two_pictures_with_one_name(tmp_path):
+    for sha, psnr in (("1", 20), ("2", 30)):
+        for name in ("Swin_upsample", "Swin_expand"):
+            made(tmp_path, "mean", 7, psnr, model_type=name, picture_sha256=sha * 64)
+    rows, _ = drawn("networks", tmp_path, tmp_path / "out")
+    found = [row for row in rows if row["panel"] == "pictures" and "upsample" in row["series"]]
+    assert [float(row["stopped"]) for row in found] == [25, 20, 30]
+
+
 def test_an_unfinished_sweep_is_noted(tmp_path, capsys):
     for mode in ("bilinear", "nearest"):
         made(tmp_path, "a", psnr=30, upsample_mode=mode)

@@ -165,6 +165,28 @@ def test_where_files_were_is_not_published(tmp_path):
     assert settings["tv_weight"] == "0.333333" and "input_image_name" not in settings
 
 
+@pytest.mark.parametrize(
+    "folder_path, shown",
+    [
+        ("clients/acme/coins.png", "coins.png"),
+        ("../clients/acme/", "acme"),
+        ("set5/img_003", "set5/img_003"),
+        ("texture-dip/64/a*", "texture-dip/a*"),
+        ("set9", "set9"),
+    ],
+)
+def test_nor_are_folders_from_here(tmp_path, folder_path, shown):
+    run_of(tmp_path / "runs", folder_path=folder_path)
+    report.write([tmp_path / "runs"], tmp_path / "page")
+    assert dict(only(tmp_path / "page")["settings"])["folder_path"] == shown
+
+
+def test_a_fit_that_was_given_up_says_so(tmp_path):
+    patch(run_of(tmp_path / "runs"), gave_up=True)
+    report.write([tmp_path / "runs"], tmp_path / "page")
+    assert only(tmp_path / "page")["ending"].startswith("given up after 11 iterations")
+
+
 def test_without_ground_truth(tmp_path):
     run = run_of(tmp_path / "runs", truth=False)
     (run.folder / "clean.png").unlink()
@@ -492,6 +514,42 @@ def test_choosing_another_picture(at):
     assert "run=" in reader.script("return location.hash")
     box = reader.script("return document.getElementById('slider').getBoundingClientRect()")
     assert box["height"] / box["width"] == pytest.approx(2, rel=0.01), "a tall picture stays tall"
+
+
+@in_a_browser
+def test_one_can_go_back_to_the_first(at):
+    reader = at()
+    first = reader.picked("#facet-0")
+    assert "run=" in reader.script("return location.hash")
+    reader.pick("#facet-0", "b")
+    reader.until(lambda: "31.00 dB" in reader.facts())
+    reader.browser.back()
+    reader.until(lambda: reader.picked("#facet-0") == first)
+
+
+@in_a_browser
+def test_the_head_of_the_table_is_above_its_rows(at):
+    reader = at()
+    link = reader.find("#results tbody tr:nth-child(2) a")
+    before = reader.facts()
+    held = reader.actions().key_down(reader.keys().CONTROL).click(link)
+    held.key_up(reader.keys().CONTROL).perform()
+    reader.until(lambda: len(reader.browser.window_handles) == 2)
+    assert reader.facts() == before, "in a tab of its own"
+    here, there = reader.browser.window_handles
+    reader.browser.switch_to.window(there)
+    reader.browser.close()
+    reader.browser.switch_to.window(here)
+    over = """
+        const scroll = document.querySelector("#results .scroll, .scroll:has(#results)");
+        scroll.style.maxHeight = "9rem";
+        scroll.style.maxWidth = "20rem";
+        scroll.scrollTo(120, 60);
+        const { left, top } = scroll.getBoundingClientRect();
+        return [8, 200].map((x) => document.elementFromPoint(left + x, top + 12).closest("thead"))
+            .map(Boolean);
+    """
+    assert reader.script(over) == [True, True]
 
 
 @in_a_browser

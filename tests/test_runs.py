@@ -16,7 +16,7 @@ import torch
 import yaml
 from PIL import Image
 
-from dip_recon import callbacks, data, images, stopping
+from dip_recon import callbacks, data, experiment, images, runs, stopping
 from dip_recon.errors import SIGNALS, UserError
 from dip_recon.experiment import main
 from dip_recon.files import atomic
@@ -441,6 +441,23 @@ def test_atomic_leaves_what_was_there(tmp_path):
     with pytest.raises(UserError, match="no space left"), atomic(path):
         raise OSError(28, "No space left on device")
     assert path.read_text() == "before" and files(tmp_path) == ["file.txt"]
+
+
+def test_an_interrupted_overwrite_goes_on_by_resume(folder, tmp_path, monkeypatch):
+    flags = f"--folder_path {folder} --save_folder {tmp_path / 'out'} --device cpu --dim 8"
+    assert call(DenoisingOptions, f"{flags} --num_iters 3") == 0
+    stopped = experiment.run_one
+
+    def run_one(job, *args, **how):
+        if job.name == "grey":
+            raise KeyboardInterrupt
+        return stopped(job, *args, **how)
+
+    monkeypatch.setattr(experiment, "run_one", run_one)
+    assert call(DenoisingOptions, f"{flags} --num_iters 5 --overwrite") == 130
+    monkeypatch.setattr(experiment, "run_one", stopped)
+    assert call(DenoisingOptions, f"{flags} --num_iters 5 --resume") == 0
+    assert [run.result()["iterations"] for run in runs.find(tmp_path / "out")] == [5, 5]
 
 
 def test_overwrite_touches_nothing_but_its_own(folder, tmp_path):

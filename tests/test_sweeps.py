@@ -88,6 +88,26 @@ def test_a_flag_takes_the_place_of_an_axis(sweep_file):
     assert len(cells(both, {"num_scales": "3", "dim": "5"})) == 1
 
 
+def test_two_labels_do_not_come_to_the_same_run(sweep_file, folder, tmp_path, capsys):
+    parts = {"parts": {"whole": {}, "tiles": {"tile": 36, "overlap": 4}}}
+    assert call(sweep_file(grid=parts), tmp_path, "--tile 40") == 2
+    assert "--tile: small.yaml varies it by parts" in capsys.readouterr().err
+    idle = {"size": {"few": {"window_size": 4}, "many": {"window_size": 8}}}
+    assert call(sweep_file(grid=idle), tmp_path) == 2
+    assert "few and many are the same run" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    # sets of pictures may overlap
+    sets = {"all": {"folder_path": str(folder)}, "one": {"folder_path": f"{folder}/grey.png"}}
+    assert len(plans(load(sweep_file(grid={"set": sets})), {}, "out", Switches())[0]) == 3
+    refused(
+        lambda: plans(
+            load(sweep_file(grid={"set": {k: {**v, "lr": 0.1} for k, v in sets.items()}})),
+            {"folder_path": str(folder)}, "out", Switches(),
+        ),
+        "set",
+    )  # fmt: skip
+
+
 def test_quick_has_its_own_grid_and_options(sweep_file):
     path = sweep_file(quick={"options": {"lr": 0.1}, "grid": {"seed": 1}})
     [cell] = cells(load(path, quick=True), {})
@@ -155,11 +175,13 @@ def test_a_mistake_in_the_file_is_named(sweep_file, tmp_path, changed, words, ca
         ("--lrr 1", ["--lrr", "--lr"]),
         ("--quickly", ["--quickly"]),
         ("--overwrite --resume", ["--overwrite"]),
+        ("--scheduler tcp://a:1", ["--scheduler", "precision"]),
     ],
 )
 def test_a_mistake_in_the_flags_is_named(sweep_file, tmp_path, text, words, capsys, monkeypatch):
     monkeypatch.setattr(cluster, "PATIENCE", "1s")
-    assert call(sweep_file(), tmp_path, text) == 2
+    varied = {"grid": {"precision": ["fp32", "bf16"]}} if "precision" in words else {}
+    assert call(sweep_file(**varied), tmp_path, text) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and all(word in said for word in words), said
     assert not list(tmp_path.rglob("result.json"))
@@ -186,8 +208,9 @@ def test_every_sweep_is_well_formed_and_quick_and_full_draw_the_same(path):
 def test_every_figure_in_miniature(path, tmp_path, picture, capsys):
     side = 66 if path.stem == "inpainting_table" else 48  # its second network wants as much
     images.save_png(tmp_path / "p.png", picture(3, (side, side)))
-    # more than one picture where the figure is about them: each class keeps its own
-    text = f"--quick --seeds 7 --folder_path {tmp_path / 'p.png'} --crop {side} --num_iters 3"
+    text = f"--quick --seeds 7 --crop {side} --num_iters 3"
+    if path.stem != "width_texture":  # which is about its pictures: each class keeps its own
+        text += f" --folder_path {tmp_path / 'p.png'}"
     text += " --eval_every 1 --snapshots 0 1 2"
     status = call(path, tmp_path, text, small="--device cpu --precision fp32")
     said = capsys.readouterr()
@@ -291,12 +314,27 @@ def test_run_again_it_keeps_what_is_finished_and_does_the_rest(sweep_file, tmp_p
     assert len(stamps(tmp_path)) == 8 and not set(stamps(tmp_path).items()) & set(after.items())
 
 
+def test_tables_of_runs_that_are_thrown_away_go_with_them(sweep_file, tmp_path, monkeypatch):
+    assert call(sweep_file(figures=["upsampling"]), tmp_path) == 0
+    out = tmp_path / "out"
+    assert (out / "table.md").is_file() and list(out.glob("figures/*.png"))
+    (out / "mine.txt").write_text("stays")
+    stop = lambda *a: (_ for _ in ()).throw(KeyboardInterrupt)  # noqa: E731
+    monkeypatch.setattr(sweeps.command, "outcomes", stop)
+    assert call(sweep_file(figures=["upsampling"]), tmp_path, "--overwrite") == 130
+    assert not find(out) and not list(out.glob("table.*")) and not list(out.glob("figures/*.png"))
+    for path in out.rglob("results.csv"):
+        assert list(csv.DictReader(path.open())) == []
+    assert (out / "mine.txt").is_file()
+
+
 def test_a_run_that_fails_is_told_and_the_others_are_done(sweep_file, tmp_path, capsys):
     grid = {"rate": {"good": {"lr": 0.01}, "bad": {"lr": 900, "optimizer": "sgd"}}}
     path = sweep_file(grid=grid)
     assert call(path, tmp_path, "--need_sigmoid False --num_iters 60") == 1
     said = capsys.readouterr().out
     assert said.count("FloatingPointError") == 2 and "2 failed" in said
+    assert "not all rows" not in said, "there is one row"
     assert {run.folder.parent.name for run in find(tmp_path)} == {"DIP_2_scaled_good"}
 
 

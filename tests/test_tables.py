@@ -35,6 +35,22 @@ def test_summary(sweep):
     assert tables.notes(load([sweep])) == []
 
 
+def test_the_noise_there_is_and_the_noise_that_is_told_have_a_column_each(tmp_path):
+    for there in (15.0, 25.0):
+        for told in (10.0, 40.0):
+            made(tmp_path, noise_sigma=there, sigma=told)
+    rows = tables.summary(load([tmp_path]))
+    assert {(row["sigma"], row["sigma told"]) for row in rows} == {
+        ("15", "10"), ("15", "40"), ("25", "10"), ("25", "40"),
+    }  # fmt: skip
+
+
+def test_lost_fits_are_noted(sweep):
+    run = load([sweep])[0].run
+    run.write_result({**run.result(), "gave_up": True})
+    assert tables.notes(load([sweep])) == ["1 of the runs was given up: its fit was lost"]
+
+
 def test_per_picture(sweep):
     rows = tables.per_picture(load([sweep]))
     assert [(r["upsampling"], r["picture"]) for r in rows] == [

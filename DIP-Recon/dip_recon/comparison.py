@@ -172,8 +172,11 @@ def _setting(record: Record) -> str:
         return f"{100 * config['zero_fraction']:g} % missing"
     if task == "real_denoising":
         return "real noise"
-    poisson = config.get("poisson_scale")
-    return f"Poisson {poisson:g}" if poisson else f"sigma {config.get('noise_sigma', 0):g}"
+    if poisson := config.get("poisson_scale"):
+        return f"Poisson {poisson:g}"
+    if record.result.get("sigma", ...) is None:  # a pair: no noise was added
+        return "real noise"
+    return f"sigma {config.get('noise_sigma', 0):g}"
 
 
 def _measured(method: str, records: list[Record], value: Callable[[list[Record]], float]) -> Row:
@@ -181,12 +184,23 @@ def _measured(method: str, records: list[Record], value: Callable[[list[Record]]
     return Row(method, "measured", {name: value(runs) for name, runs in by_picture.items()})
 
 
+def _noise_seed(record: Record) -> int | None:
+    seed = record.config.get("noise_seed")
+    return record.seed if seed is None else seed
+
+
+def _noisy(record: Record) -> tuple:
+    """Runs where this is the same were given the same noisy picture."""
+    cut = (record.config.get(key) for key in ("crop", "imsize"))
+    return _picture(record)[1], record.picture, *map(str, cut), _noise_seed(record)
+
+
 def _peers(records: list[Record], say: Callable[[str], None]) -> tuple[list[Row], list[str]]:
     """A row a peer, over every noisy picture once, and notes."""
     figures: dict[str, dict[str, list[float]]] = {}
     notes: dict[str, None] = {}
-    noisy = group(records, lambda r: (_picture(r)[1], r.config.get("noise_seed") or r.seed))
-    for (picture, seed), runs in noisy.items():
+    for runs in group(records, _noisy).values():
+        picture, seed = _picture(runs[0])[1], _noise_seed(runs[0])
         if not runs[0].run.peers():
             say(f"peers on {picture}, {_setting(runs[0])}, noise {seed}")
         found, said = peers.measure(runs[0].run, runs[0].config["noise_sigma"])

@@ -398,6 +398,8 @@ def run_all(o: Options, switches: Switches, notes: list[str] = ()) -> list[dict]
     cluster = Cluster(switches.workers, switches.scheduler)
     cluster.check()
     notes = [*notes, unused] if unused else notes
+    if o.task == "denoising" and any(item.noisy is not None for item in items):
+        notes = [*notes, "pairs are noisy as they are: no noise is added to them"]
     if not cluster.here and not any(getattr(p.options, "tile", 0) for p in plans):
         notes = [*notes, "--workers and --scheduler are for tiles alone; see `dip-recon sweep`"]
     header = _header(o, notes, items, device, precision)
@@ -405,6 +407,11 @@ def run_all(o: Options, switches: Switches, notes: list[str] = ()) -> list[dict]
         print("\n".join(header))
         return []
     make_folder(folder)
+    if switches.overwrite:  # all at once: interrupted, it is gone on with by --resume
+        for run in (p.run for p in plans):
+            with run.alone():
+                run.clear()
+        switches = replace(switches, overwrite=False)
     with open_log(folder / "log.txt") as say:
         for line in header:
             say(line)

@@ -54,14 +54,17 @@ def per_picture(records: Iterable[Record]) -> list[dict]:
 
 
 def notes(records: Iterable[Record]) -> list[str]:
-    """What a reader of ``summary`` should know: rows that are not over the same runs."""
+    """What a reader of ``summary`` should know: rows that are not over the same runs, lost fits."""
     _, split = _split(records)
+    given_up = sum(bool(run.result.get("gave_up")) for _, runs in split for run in runs)
+    words = "was given up: its" if given_up == 1 else "were given up: their"
+    lost = [f"{given_up} of the runs {words} fit was lost"] * (given_up > 0)
     sets: dict[str, set] = {}
     for place, runs in split:
         sets.setdefault(str(place), set()).add(frozenset(run.pair for run in runs))
     if all(len(pairs) == 1 for pairs in sets.values()):
-        return []
-    return ["not all rows are over the same pictures and seeds"]
+        return lost
+    return ["not all rows are over the same pictures and seeds", *lost]
 
 
 def _split(records: Iterable[Record]) -> tuple[list[str], list[tuple[dict, list[Record]]]]:

@@ -98,21 +98,19 @@ def networks(records: list[Record]) -> Drawing:
     rows = []
     pictures = sorted({run.picture for runs in series.values() for run in runs}, key=natural)
     names = [picture for picture, _ in pictures]
-    places = ["mean", *names] if len(names) > 1 else names
+    places = ["mean"] * (len(names) > 1) + names
     for n, (name, runs) in enumerate(series.items()):
         style = line(n)
         _draw(left, curves[name], shorten(name), style, band=False)
         rows += curves[name].rows(panel="PSNR", series=name)
         by_picture = group(runs, lambda r: r.picture)
-        sets = {places[-len(names) + i]: by_picture.get(p, []) for i, p in enumerate(pictures)}
-        if len(names) > 1:
-            sets = {"mean": runs, **sets}
+        sets = [runs] * (len(names) > 1) + [by_picture.get(p, []) for p in pictures]
         beside = 0.3 * (n - (len(series) - 1) / 2) / max(len(series) - 1, 1)
         for at, place in enumerate(places):
-            if not sets[place]:
+            if not sets[at]:
                 continue
             (oracle, _), (stopped, spread) = (
-                over_seeds(sets[place], key) for key in ("psnr_oracle", "psnr_stopped")
+                over_seeds(sets[at], key) for key in ("psnr_oracle", "psnr_stopped")
             )
             look = {"color": style["color"], "marker": MARKERS[n % len(MARKERS)], "ls": ""}
             right.plot([at + beside] * 2, [stopped, oracle], color=style["color"], lw=0.8)
@@ -120,7 +118,7 @@ def networks(records: list[Record]) -> Drawing:
             right.plot(at + beside, stopped, ms=3.5, **look)
             rows.append(
                 {"panel": "pictures", "series": name, "picture": place, "oracle": oracle,
-                 "stopped": stopped, "stopped deviation": spread, "n": len(sets[place])}
+                 "stopped": stopped, "stopped deviation": spread, "n": len(sets[at])}
             )  # fmt: skip
     rows.append({"panel": "PSNR", **_noisy(left, [r for runs in series.values() for r in runs])})
     left.set(ylabel="PSNR of the moving average (dB)", title="all pictures")

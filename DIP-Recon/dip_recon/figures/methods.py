@@ -31,6 +31,7 @@ SHORT = {
     "num_iters": "iterations",
     "exp_weight": "averaging",
     "noise_sigma": "sigma",
+    "sigma": "sigma told",
 }
 
 

@@ -6,7 +6,7 @@ kind: 16-bit stays 16-bit, greyscale stays greyscale, alpha is carried over. Whe
 output cannot hold that, the nearest thing it holds is written.
 
 Up to 8 bits a sample Pillow reads and writes. Beyond, it would silently cut colour down to 8 bits,
-so there tifffile reads TIFF, pypng (an extra) reads colour PNG, and neither is written by Pillow.
+so there tifffile reads TIFF, pypng reads colour PNG, and neither is written by Pillow.
 
 A TIFF of several pages goes frame by frame: ``count_frames``, ``read_frame``, ``FrameWriter``.
 """

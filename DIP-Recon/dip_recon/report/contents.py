@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from ..data import sets
 from ..errors import UserError
 from ..figures.methods import SHORT, methods, shown
 from ..figures.records import Record, group, upsampler
@@ -25,6 +26,7 @@ TASKS = {
 CURVES = ("loss", "psnr_noisy", "psnr_gt", "psnr_gt_sm")
 POINTS = 400  # of a curve: about as many as the plot has pixels
 # Where files were is nobody's business on a page that is published; versions are listed by name.
+FILES = ("folder_path", "mask_path", "input_image_name")
 UNLISTED = ("save_folder", "labels", "versions", "image", "upsample_taps")
 
 
@@ -137,6 +139,8 @@ def _ending(result: dict, tiles: list | None) -> str:
     """In words, when a run stopped and by what."""
     stop, rule = result.get("stop_iteration"), result.get("stopping")
     ran = result.get("iterations")
+    if result.get("gave_up"):
+        return f"given up after {ran} iterations: the fit was lost again and again"
     if tiles:
         stops = [tile[4] for tile in tiles]
         span = f"{min(stops)} to {max(stops)} iterations" if min(stops) < max(stops) else (
@@ -197,7 +201,16 @@ def _settings(config: dict) -> list[tuple[str, str]]:
     items = [(k, v) for k, v in config.items() if k not in UNLISTED]
     named = {k: k if k == "threads" else f"{k} version" for k in versions or {}}
     items += [(named[k], v) for k, v in (versions or {}).items()]
-    return [(str(k), _shown(v)) for k, v in items if v is not None and v != []]
+    named = [(str(k), _file(v) if k in FILES else v) for k, v in items if v is not None]
+    return [(k, _shown(v)) for k, v in named if v != []]
+
+
+def _file(value) -> str:
+    """The last part of a path; pictures of a data set with its name before it."""
+    parts = [part for part in re.split(r"[/\\]", str(value)) if part] or [""]
+    if len(parts) > 1 and parts[0] in sets.names():
+        return f"{parts[0]}/{parts[-1]}"
+    return parts[-1]
 
 
 def _shown(value) -> str:

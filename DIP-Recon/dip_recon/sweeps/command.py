@@ -67,6 +67,9 @@ def main(argv: list[str], prog: str = "dip-recon sweep") -> int:
     elsewhere = None
     if cluster.scheduler:
         asked = [typed.get(k) or sweep.options.get(k, "auto") for k in ("device", "precision")]
+        for axis in (axis for grid in sweep.grids for axis in grid.values()):
+            if {"device", "precision"} & {option for label in axis.values() for option in label}:
+                raise UserError(f"--scheduler: one device and precision; {args.file} varies them")
         elsewhere = cluster.choose(*asked)
         typed |= dict(zip(("device", "precision"), elsewhere, strict=True))
     wanted, notes = plans(sweep, typed, str(Path("runs") / title), checking, elsewhere)
@@ -86,6 +89,7 @@ def main(argv: list[str], prog: str = "dip-recon sweep") -> int:
         for plan in wanted:
             with plan.run.alone():
                 plan.run.clear()
+        _forget(folder, wanted)
     with open_log(folder / "log.txt") as say:
         for line in header:
             say(line)
@@ -98,6 +102,18 @@ def main(argv: list[str], prog: str = "dip-recon sweep") -> int:
             left, replace(switches, overwrite=False), cluster, folder, say
         )
         return max(_report(sweep, folder, failed, say), int(given_up > 0))
+
+
+def _forget(folder: Path, wanted: list[Plan]) -> None:
+    """Remove the tables and figures of runs that are gone, which would be taken for the new."""
+    for name in ("table", "comparison"):
+        for suffix in (".md", ".csv"):
+            (folder / name).with_suffix(suffix).unlink(missing_ok=True)
+    for path in folder.glob("figures/*.*"):
+        path.unlink()
+    for method in dict.fromkeys(plan.run.folder.parent for plan in wanted):
+        if (method / "results.csv").exists():
+            runs.write_results(method)
 
 
 def _refuse(message: str):
@@ -151,7 +167,7 @@ def _carry_out(
     except KeyboardInterrupt:
         done = runs.find(folder)
         if done:
-            say(f"interrupted; what is done: {_write_table(folder)}")
+            say(f"interrupted; what is done: {_write_table(folder, say)}")
         raise
     if given_up:
         say(f"{given_up} gave up: {GAVE_UP} a smaller --lr")
@@ -177,7 +193,7 @@ def _report(sweep: Sweep, folder: Path, failed: int, say) -> int:
     clean(folder)
     clean(folder / "figures")
     if runs.find(folder):
-        say(f"table: {_write_table(folder)}")
+        say(f"table: {_write_table(folder, say)}")
         if sweep.comparison:
             say(f"comparison: {_write_comparison(sweep.comparison, folder, say)}")
         for name in sweep.figures:
@@ -188,9 +204,13 @@ def _report(sweep: Sweep, folder: Path, failed: int, say) -> int:
     return 1 if failed else 0
 
 
-def _write_table(folder: Path) -> Path:
-    rows = tables.summary(load_records([folder]))
-    return _write(folder / "table.md", tables.markdown(rows), tables.to_csv(rows))
+def _write_table(folder: Path, say) -> Path:
+    records = load_records([folder])
+    rows, markdown = tables.summary(records), ""
+    for note in tables.notes(records):
+        say(f"note: {note}")
+        markdown += f"\n{note[0].upper()}{note[1:]}.\n"
+    return _write(folder / "table.md", tables.markdown(rows) + markdown, tables.to_csv(rows))
 
 
 def _write_comparison(kinds: list[str], folder: Path, say) -> Path:

@@ -151,7 +151,8 @@ def cells(sweep: Sweep, typed: dict) -> list[Cell]:
     """All points of the grid, with what was ``typed`` as flags in the place of what is there.
 
     A flag takes the place of an axis that varies it and nothing else. Raises UserError for one that
-    would leave two labels of an axis the same, and for an option that two axes set.
+    would leave two labels of an axis the same, or that only some of them set, and for an option
+    that two axes set.
     """
     found = []
     for grid in sweep.grids:
@@ -183,7 +184,10 @@ def _without(labels: dict, typed: dict, axis: str, sweep: Sweep) -> dict:
         return labels
     if not any(left.values()):
         return {}
-    if any(a == b for a, b in itertools.combinations(left.values(), 2)):
+    partly = any(
+        0 < sum(name in options for options in labels.values()) < len(labels) for name in typed
+    )
+    if partly or any(a == b for a, b in itertools.combinations(left.values(), 2)):
         name = next(o for options in labels.values() for o in options if o in typed)
         raise UserError(f"--{name}: {sweep.path.name} varies it by {axis}; edit that file")
     return left
@@ -226,6 +230,7 @@ def plans(
     found: list[Plan] = []
     notes: dict[str, None] = {}
     places: dict[Path, list[tuple[data.Item, Options, dict]]] = {}
+    seen: dict[str, dict] = {}
     for cell in cells(sweep, typed):
         if "save_folder" not in typed:
             check_below(str(sweep.path), cell.given.get("save_folder"))
@@ -238,6 +243,7 @@ def plans(
             width = {"dim": [_width(item)]} if by_texture else {}
             resolved, unused = resolve(replace(options, **width))
             notes |= dict.fromkeys([*said, *([unused] if unused else [])])
+            _no_twin(sweep, typed, cell, item, resolved, seen)
             here = places.setdefault(_method(cell, resolved), [])
             if (item, resolved, cell.labels) not in here:
                 here.append((item, resolved, cell.labels))
@@ -246,6 +252,41 @@ def plans(
         for name, (item, options, labels) in zip(names, here, strict=True):
             found += plan(options, [item], [folder / name], labels, switches, elsewhere)
     return found, [note for note in notes if any(f"--{flag} " in note for flag in typed)]
+
+
+def _no_twin(
+    sweep: Sweep, typed: dict, cell: Cell, item: data.Item, o: Options, seen: dict
+) -> None:
+    """Raise UserError where two labels come to the very same run, as if it were two methods.
+
+    Sets of pictures may overlap. seen: what was asked about before.
+    """
+    sets = {
+        axis
+        for grid in sweep.grids
+        for axis, labels in grid.items()
+        if any("folder_path" in options for options in labels.values())
+    }
+    labels = {
+        axis: label
+        for axis, label in cell.labels.items()
+        if axis not in sets or "folder_path" in typed
+    }
+    settings = replace(o, folder_path="") if sets else o
+    other = seen.setdefault(f"{item.path}\n{settings}", labels)
+    if other != labels:
+        axis = next(a for a in {**labels, **other} if labels.get(a) != other.get(a))
+        given = "".join(f", with --{name} as given" for name in typed if name in _set_by(sweep))
+        raise UserError(
+            f"{sweep.path}: {axis} {other.get(axis)} and {labels.get(axis)} are the same run of "
+            f"{item.name}{given}: leave one out"
+        )
+
+
+def _set_by(sweep: Sweep) -> set[str]:
+    """The options that axes set."""
+    axes = (labels for grid in sweep.grids for labels in grid.values())
+    return {name for labels in axes for options in labels.values() for name in options}
 
 
 def _width(item: data.Item) -> int:

@@ -416,6 +416,7 @@
     table.tBodies[0].addEventListener("click", (event) => {
       const row = event.target.closest("tr");
       if (!row || String(getSelection())) return; // a text being marked is no choice
+      if (event.ctrlKey || event.metaKey || event.shiftKey) return; // the link in a tab of its own
       event.preventDefault();
       goTo(byId.get(row.dataset.run));
     });
@@ -494,4 +495,5 @@
   listen();
   element("view").hidden = false; // before the plot, which takes its width from the page
   show(readAddress() ?? { run: runs.find((run) => run.moments.length) ?? runs[0], at: null });
+  keepAddress(); // so that one can come back to it
 })();
