@@ -375,6 +375,7 @@ def test_pairs_are_used_as_they_are(tmp_path, picture):
     run = Run(tmp_path / "runs/denoising/DIP_2_scaled/a")
     noisy = images.read(run.folder / "noisy.png").data
     assert np.allclose(noisy, images.read(sets["polyu"] / "a_real.png").data)
+    assert "no noise is added" in (run.folder.parent / "log.txt").read_text()
 
 
 def write(path, content):
