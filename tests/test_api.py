@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 import dip_recon
-from dip_recon import api
+from dip_recon import api, own
 from dip_recon.operators import Blur, gaussian_kernel
 from dip_recon.tiling import tiles
 
@@ -140,6 +140,28 @@ def test_inpaint_keeps_known_pixels(noisy, kind):
     assert same_kind(y, filled) and np.isfinite(filled).all()
     for picture in (filled, seen[-1]):
         assert np.array_equal(picture[known], y[known]), "to the last digit"
+
+
+def test_a_large_picture_is_filled_around_its_holes_alone(picture, monkeypatch):
+    monkeypatch.setattr(own, "LARGE", 64)
+    monkeypatch.setattr(own, "CONTEXT", 8)
+    y = np.moveaxis(picture(3, (80, 90)), 0, -1)
+    known = np.ones((80, 90), bool)
+    known[10:14, 20:30] = known[18:20, 31:33] = known[70:80, 85:90] = False
+    y[~known] = np.nan
+    seen = []
+    filled = dip_recon.inpaint(y, known, progress=seen.append, **SMALL)
+    assert filled.shape == y.shape and np.isfinite(filled).all()
+    np.testing.assert_array_equal(filled[known], y[known])
+    assert {(step.tile, step.tiles) for step in seen} == {(1, 2), (2, 2)}, "two are near"
+    np.testing.assert_array_equal(seen[-1].picture, filled)
+    # what is far away plays no part in it
+    y[30:60, :70] = 0.5
+    other = dip_recon.inpaint(y, known, **SMALL)
+    np.testing.assert_array_equal(other[~known], filled[~known])
+    known[:, ::2] = False
+    dip_recon.inpaint(y, known, progress=seen.append, **SMALL)
+    assert (seen[-1].tile, seen[-1].tiles) == (1, 1), "it has holes all over"
 
 
 def test_inpaint_and_enlarge_keep_whole_numbers(noisy):

@@ -499,6 +499,28 @@ def test_what_uses_little_of_its_range_is_stretched_to_be_filled_or_enlarged(
     assert np.abs(found[0] - found[1]).max() < 0.01
 
 
+def test_a_large_picture_with_small_holes(tmp_path, picture, capsys, monkeypatch):
+    monkeypatch.setattr(own, "LARGE", 64)
+    monkeypatch.setattr(own, "CONTEXT", 24)
+    x = picture(3, (120, 130))
+    images.save_png(tmp_path / "x.png", x)
+    mask = np.ones((1, 120, 130), np.float32)
+    mask[:, 10:14, 20:30] = mask[:, 110:115, 120:125] = 0
+    images.save_png(tmp_path / "m.png", mask)
+    out, keep = tmp_path / "out.png", tmp_path / "keep"
+    words = ["inpaint", tmp_path / "x.png", "--mask", tmp_path / "m.png", "-o", out]
+    assert run(*words, "--keep", keep) == 0
+    assert "around: 2 parts of it, the largest 38×54 pixels" in capsys.readouterr().out
+    before, after = (images.read(tmp_path / f"{name}.png").data for name in ("x", "out"))
+    known = mask[0] > 0
+    np.testing.assert_array_equal(before[:, known], after[:, known])
+    assert not np.allclose(before[:, ~known], after[:, ~known])
+    assert sorted(p.parent.name for p in keep.rglob("result.json")) == ["part0", "part1"]
+    out.unlink()
+    assert run(*words, "--keep", keep) == 0
+    np.testing.assert_array_equal(images.read(out).data, after)
+
+
 def test_a_photograph_is_no_mask(tmp_path, picture, capsys):
     images.save_png(tmp_path / "x.png", picture(3))
     argv = ["inpaint", tmp_path / "x.png", "--mask", tmp_path / "x.png"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class Step:
     """What a progress callback is given after every iteration; ``picture`` is made when asked for.
 
     iteration: from 1, in this tile. iterations: how many there will be at most. run: of ``runs``,
-    from 1. tile: from 1 to ``tiles``; a small picture is one tile.
+    from 1. tile: from 1 to ``tiles``; a small picture is one tile, and far holes are one each.
     """
 
     iteration: int
@@ -116,7 +117,8 @@ def inpaint(
 ) -> np.ndarray:
     """Fill in what ``mask`` [H, W] says is missing: 1, True or 255 is known. Known pixels stay.
 
-    Of the known pixels a few are held out, and end the run when they get worse.
+    Of the known pixels a few are held out, and end the run when they get worse. A large picture is
+    fitted around its holes alone.
 
     What ``picture`` holds where it is missing does not matter: NaN will do.
 
@@ -134,11 +136,17 @@ def inpaint(
     job = tasks.Job("picture", Problem(A(tasks.tensor(data)), A, data.shape[1:]), data, "")
     choice = auto.filling(job.problem, auto.INPAINTING, _options(options, auto.INPAINTING))
     job, unstretched = own.stretched(job)
+    parts = own.parts(job)
+    shown = job.problem.y[0].numpy()
 
-    def filled(x: np.ndarray) -> np.ndarray:
-        return np.where(kept, picture, back(unstretched(x)))
+    def filled(part: own.Part, x: np.ndarray) -> np.ndarray:
+        return np.where(kept, picture, back(unstretched(part.paste(shown, x))))
 
-    return filled(_fitter(progress, filled, data.shape[1:])(job, choice.options))
+    for number, part in enumerate(parts, 1):
+        fit_one = _fitter(progress, partial(filled, part), part.job.problem.size)
+        restored = fit_one(part.job, choice.options, place=(number, len(parts)))
+        whole, shown = filled(part, restored), part.paste(shown, restored)
+    return whole
 
 
 def enlarge(
@@ -265,9 +273,12 @@ def _tried(
 
 
 def _fitter(progress: Progress | None, back: Back, size: tuple[int, int]) -> Callable:
-    """Fits without a run folder, of pictures to be shown at ``size``: job, options, which run."""
+    """Fits without a run folder, of pictures to be shown at ``size``: job, options, which run, and
+    which part of how many."""
 
-    def fit_one(job: tasks.Job, o: Options, run: int = 1) -> np.ndarray:
+    def fit_one(
+        job: tasks.Job, o: Options, run: int = 1, place: tuple[int, int] = (1, 1)
+    ) -> np.ndarray:
         o, _ = resolve(o)
         o.validate()
         if getattr(o, "tile", 0):
@@ -277,7 +288,7 @@ def _fitter(progress: Progress | None, back: Back, size: tuple[int, int]) -> Cal
             def picture() -> np.ndarray:
                 return back(_at(_now(state), size))
 
-            progress(Step(state.iteration, o.num_iters, run, 1, 1, picture))
+            progress(Step(state.iteration, o.num_iters, run, *place, picture))
 
         models.check_size(o.model_type, **network_settings(job, o))
         needs.check(job, o)

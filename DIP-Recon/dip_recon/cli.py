@@ -260,8 +260,8 @@ def _given(args) -> dict:
     """The options that all three commands' flags set."""
     given = {"seed": args.seed, "device": args.device, "precision": args.precision}
     if args.width is not None:
-        if args.width < 1:
-            raise UserError(f"--width {args.width}: must be at least 1")
+        if not 1 <= args.width <= 65536:
+            raise UserError(f"--width {args.width}: must be from 1 to 65536")
         given["dim"] = [args.width]
     if args.stopping is not None:
         given["stopping"] = args.stopping
@@ -273,10 +273,8 @@ def _given(args) -> dict:
 
 
 def _restore(args, job, base) -> int:
-    from . import auto, images, needs, own
+    from . import auto, images, own
     from .experiment import GAVE_UP
-    from .prepare import resolve
-    from .runs import Run
 
     given = _given(args)
     if args.keep is not None and not args.keep.name:
@@ -290,9 +288,11 @@ def _restore(args, job, base) -> int:
     if lost := images.lost(args.output, job.like):
         print(lost)
     options, (job, back) = choice.options, own.stretched(job)
-    if not (args.keep and Run(args.keep).begun):
-        needs.check(job, resolve(options)[0])
-    summary, restored = own.restore(job, options, {}, args.keep)
+    if job.keep_known:
+        summary, restored = own.fill(job, options, args.keep, print)
+    else:
+        own.check(job, options, args.keep)
+        summary, restored = own.restore(job, options, {}, args.keep)
     images.write(args.output, back(restored), like=job.like)
     done = f"picture of iteration {summary['stop_iteration']}, {summary['iterations']} run"
     print(f"{args.output}: {done}, {summary['seconds']:.0f} s")

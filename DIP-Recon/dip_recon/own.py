@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,9 +14,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from scipy.ndimage import find_objects, label, maximum_filter
 from torch.nn import functional
 
-from . import auto, data, figures, images, metrics, models, noise, operators
+from . import auto, data, figures, images, metrics, models, needs, noise, operators
 from .cluster import Cluster
 from .declipping import declipped
 from .errors import Kept, UserError
@@ -226,6 +228,96 @@ def stretched(job: Job) -> tuple[Job, Callable[[np.ndarray], np.ndarray]]:
         return known * y + (1 - known) * restored
 
     return replace(job, problem=problem, seen=job.seen / most), back
+
+
+CONTEXT = 64  # pixels on each side of a hole that it is filled from
+LARGE = 192  # pixels a side up to which a picture with holes is fitted as a whole
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is around some holes of a picture, to be fitted by itself.
+
+    place: its rows and columns. missing: [h, w] bool, the pixels to be filled from it.
+    """
+
+    job: Job
+    place: tuple[slice, slice]
+    missing: np.ndarray
+
+    def paste(self, picture: np.ndarray, restored: np.ndarray) -> np.ndarray:
+        """``picture`` [C, H, W] with the holes filled from ``restored`` [C, h, w]."""
+        filled = picture.copy()
+        filled[(..., *self.place)][:, self.missing] = restored[:, self.missing]
+        return filled
+
+
+def parts(job: Job) -> list[Part]:
+    """The surroundings of the holes of an inpainting, in the order of their rows; or all of it,
+    where they come to more than half of the picture, or it is small."""
+    missing = job.problem.A.mask[0, 0].cpu().numpy() == 0
+    near = maximum_filter(missing, 2 * CONTEXT + 1)
+    labels, _ = label(near, np.ones((3, 3)))
+    places = find_objects(labels)
+    area = sum((down.stop - down.start) * (across.stop - across.start) for down, across in places)
+    if max(missing.shape) <= LARGE or 2 * area > missing.size:
+        whole = (slice(0, missing.shape[0]), slice(0, missing.shape[1]))
+        return [Part(job, whole, missing)]
+    found = []
+    for number, place in enumerate(places, 1):
+        problem = job.problem
+        A = operators.Mask(problem.A.mask[(..., *place)])
+        size = tuple(side.stop - side.start for side in place)
+        like = job.like
+        if like is not None and like.alpha is not None:
+            like = replace(like, alpha=like.alpha[place])
+        small = replace(
+            job, problem=replace(problem, y=problem.y[(..., *place)], A=A, size=size),
+            seen=job.seen[(..., *place)], digest=f"{job.digest}, {place}", like=like,
+        )  # fmt: skip
+        found.append(Part(small, place, missing[place] & (labels[place] == number)))
+    return found
+
+
+def check(job: Job, options: Options, keep: Path | None) -> None:
+    """Raise UserError for a picture that is too small for the network, or if memory has no room for
+    a fit that was not begun in ``keep`` before."""
+    options, _ = resolve(options)
+    models.check_size(options.model_type, **network_settings(job, options))
+    if not (keep and Run(keep).begun):
+        needs.check(job, options)
+
+
+def fill(
+    job: Job, options: Options, keep: Path | None, say: Callable[[str], None]
+) -> tuple[dict, np.ndarray]:
+    """``restore`` for a picture with holes, by its ``parts``; what they come to, and the picture.
+
+    keep: the run folder; of several parts each has one in it.
+    Raises UserError as ``check``.
+    """
+    found = parts(job)
+    if found[0].job is not job:
+        sizes = [part.job.problem.size for part in found]
+        largest = "×".join(map(str, max(sizes, key=math.prod)))
+        several = f"{len(found)} parts of it, the largest" if len(found) > 1 else "a part of it,"
+        say(f"{job.name}: filled from what is around: {several} {largest} pixels")
+    folders = [keep / f"part{n}" if keep and len(found) > 1 else keep for n in range(len(found))]
+    for part, folder in zip(found, folders, strict=True):
+        check(part.job, options, folder)
+    picture, summaries = job.problem.y[0].numpy(), []
+    for part, folder in zip(found, folders, strict=True):
+        summary, restored = restore(part.job, options, {}, folder)
+        picture = part.paste(picture, restored)
+        summaries.append(summary)
+    stops = sorted(summary["stop_iteration"] for summary in summaries)
+    return {
+        "stop_iteration": stops[len(stops) // 2],
+        "iterations": max(summary["iterations"] for summary in summaries),
+        "seconds": sum(summary["seconds"] for summary in summaries),
+        "stopped_by_rule": all(summary["stopped_by_rule"] for summary in summaries),
+        "gave_up": any(summary.get("gave_up") for summary in summaries),
+    }, picture
 
 
 def restore(

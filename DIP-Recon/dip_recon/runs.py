@@ -78,7 +78,7 @@ def check_writable(folder: Path) -> None:
     while not here.exists():
         here = here.parent
     if not here.is_dir():
-        raise UserError(f"{folder}: {here} is a file; choose another --save_folder")
+        raise UserError(f"{folder}: {here} is a file; choose another folder")
     try:
         with tempfile.TemporaryFile(dir=here) as file:
             file.write(bytes(2**20))  # an empty file fits on a full disk
