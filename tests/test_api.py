@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn import functional
 
 import dip_recon
-from dip_recon import api, own
+from dip_recon import api, auto, needs, operators, own, tasks
 from dip_recon.operators import Blur, gaussian_kernel
+from dip_recon.problem import Problem
 from dip_recon.tiling import tiles
 
 FEW = {"num_iters": 3, "dim": 8, "device": "cpu"}
@@ -162,6 +163,34 @@ def test_a_large_picture_is_filled_around_its_holes_alone(picture, monkeypatch):
     known[:, ::2] = False
     dip_recon.inpaint(y, known, progress=seen.append, **SMALL)
     assert (seen[-1].tile, seen[-1].tiles) == (1, 1), "it has holes all over"
+
+
+@pytest.mark.parametrize("scratch", ["slanting", "all over"])
+def test_long_holes_are_filled_piece_by_piece(picture, monkeypatch, scratch):
+    for name, value in (("LARGE", 64), ("CONTEXT", 12), ("CELL", 32), ("FADE", 4)):
+        monkeypatch.setattr(own, name, value)
+    monkeypatch.setattr(needs, "too_large", lambda job, o: True)
+    monkeypatch.setattr(needs, "check", lambda job, o: None)
+    x = picture(1, (100, 140))
+    known = np.ones((100, 140), bool)
+    if scratch == "slanting":
+        known[np.arange(100), np.arange(100) + 20] = False
+    else:
+        known[::3, ::3] = False
+    A = operators.Mask(known)
+    job = tasks.Job("a", Problem(A(tasks.tensor(x)), A, (100, 140)), x * known, "")
+    found = own.parts(job, auto.INPAINTING)
+    assert len(found) > 4 and max(max(part.job.problem.size) for part in found) <= 32 + 2 * 12
+    for part in found:
+        np.testing.assert_array_equal(part.job.problem.y[0], (x * known)[(..., *part.place)])
+    # each pixel from parts that agree: as it was
+    perfect = [x[(..., *part.place)] for part in found]
+    np.testing.assert_allclose(own.joined(job, found, perfect), x, atol=1e-6)
+    # and no step where one part ends and the next begins
+    levels = [np.full_like(p, n % 2) for n, p in enumerate(perfect)]
+    steps = np.abs(np.diff(own.joined(job, found, levels)[0][~known]))
+    if scratch == "slanting":
+        assert 0 < steps.max() <= 0.3
 
 
 def test_inpaint_and_enlarge_keep_whole_numbers(noisy):

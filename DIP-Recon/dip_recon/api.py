@@ -11,7 +11,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,17 +135,21 @@ def inpaint(
     job = tasks.Job("picture", Problem(A(tasks.tensor(data)), A, data.shape[1:]), data, "")
     choice = auto.filling(job.problem, auto.INPAINTING, _options(options, auto.INPAINTING))
     job, unstretched = own.stretched(job)
-    parts = own.parts(job)
-    shown = job.problem.y[0].numpy()
+    parts = own.parts(job, choice.options)
+    shown, done = job.problem.y[0].numpy(), []
 
-    def filled(part: own.Part, x: np.ndarray) -> np.ndarray:
-        return np.where(kept, picture, back(unstretched(part.paste(shown, x))))
+    def filled(x: np.ndarray) -> np.ndarray:
+        return np.where(kept, picture, back(unstretched(x)))
 
     for number, part in enumerate(parts, 1):
-        fit_one = _fitter(progress, partial(filled, part), part.job.problem.size)
-        restored = fit_one(part.job, choice.options, place=(number, len(parts)))
-        whole, shown = filled(part, restored), part.paste(shown, restored)
-    return whole
+
+        def now(x: np.ndarray, part: own.Part = part, shown: np.ndarray = shown) -> np.ndarray:
+            return filled(part.paste(shown, x))
+
+        fit_one = _fitter(progress, now, part.job.problem.size)
+        done.append(fit_one(part.job, choice.options, place=(number, len(parts))))
+        shown = part.paste(shown, done[-1])
+    return filled(own.joined(job, parts, done))
 
 
 def enlarge(

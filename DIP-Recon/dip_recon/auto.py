@@ -164,7 +164,9 @@ def filling(problem: Problem, base: Options, given: dict | None = None) -> Choic
         mask = problem.A.mask[0].amin(0).numpy()
         known = int(mask.sum())
         furthest = distance_transform_edt(mask == 0).max(initial=0)
-        what = f"{1 - known / mask.size:.1%} of the pixels are missing"
+        share = 1 - known / mask.size
+        what = f"{share:.1%}" if share >= 0.001 else "less than 0.1%"
+        what += " of the pixels are missing"
         what += f", at most {furthest:.0f} from one that is known"
         measured["missing"] = f"{mask.size - known} of {mask.size} pixels"
         measured["furthest from a known one"] = f"{furthest:.1f} pixels"
