@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 import dip_recon
-from dip_recon import api, auto, needs, operators, own, tasks
+from dip_recon import api, auto, holes, needs, operators, tasks
 from dip_recon.operators import Blur, gaussian_kernel
 from dip_recon.problem import Problem
 from dip_recon.tiling import tiles
@@ -144,8 +144,8 @@ def test_inpaint_keeps_known_pixels(noisy, kind):
 
 
 def test_a_large_picture_is_filled_around_its_holes_alone(picture, monkeypatch):
-    monkeypatch.setattr(own, "LARGE", 64)
-    monkeypatch.setattr(own, "CONTEXT", 8)
+    monkeypatch.setattr(holes, "LARGE", 64)
+    monkeypatch.setattr(holes, "CONTEXT", 8)
     y = np.moveaxis(picture(3, (80, 90)), 0, -1)
     known = np.ones((80, 90), bool)
     known[10:14, 20:30] = known[18:20, 31:33] = known[70:80, 85:90] = False
@@ -168,7 +168,7 @@ def test_a_large_picture_is_filled_around_its_holes_alone(picture, monkeypatch):
 @pytest.mark.parametrize("scratch", ["slanting", "all over"])
 def test_long_holes_are_filled_piece_by_piece(picture, monkeypatch, scratch):
     for name, value in (("LARGE", 64), ("CONTEXT", 12), ("CELL", 32), ("FADE", 4)):
-        monkeypatch.setattr(own, name, value)
+        monkeypatch.setattr(holes, name, value)
     monkeypatch.setattr(needs, "too_large", lambda job, o: True)
     monkeypatch.setattr(needs, "check", lambda job, o: None)
     x = picture(1, (100, 140))
@@ -179,16 +179,16 @@ def test_long_holes_are_filled_piece_by_piece(picture, monkeypatch, scratch):
         known[::3, ::3] = False
     A = operators.Mask(known)
     job = tasks.Job("a", Problem(A(tasks.tensor(x)), A, (100, 140)), x * known, "")
-    found = own.parts(job, auto.INPAINTING)
+    found = holes.parts(job, auto.INPAINTING)
     assert len(found) > 4 and max(max(part.job.problem.size) for part in found) <= 32 + 2 * 12
     for part in found:
         np.testing.assert_array_equal(part.job.problem.y[0], (x * known)[(..., *part.place)])
     # each pixel from parts that agree: as it was
     perfect = [x[(..., *part.place)] for part in found]
-    np.testing.assert_allclose(own.joined(job, found, perfect), x, atol=1e-6)
+    np.testing.assert_allclose(holes.joined(job, found, perfect), x, atol=1e-6)
     # and no step where one part ends and the next begins
     levels = [np.full_like(p, n % 2) for n, p in enumerate(perfect)]
-    steps = np.abs(np.diff(own.joined(job, found, levels)[0][~known]))
+    steps = np.abs(np.diff(holes.joined(job, found, levels)[0][~known]))
     if scratch == "slanting":
         assert 0 < steps.max() <= 0.3
 

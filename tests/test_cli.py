@@ -14,7 +14,7 @@ import torch
 from conftest import refused
 from PIL import Image
 
-from dip_recon import auto, batch, data, images, memory, own, tasks
+from dip_recon import auto, batch, data, holes, images, memory, own, tasks
 from dip_recon.cli import main
 from dip_recon.flags import parse
 from dip_recon.models import names
@@ -500,8 +500,8 @@ def test_what_uses_little_of_its_range_is_stretched_to_be_filled_or_enlarged(
 
 
 def test_a_large_picture_with_small_holes(tmp_path, picture, capsys, monkeypatch):
-    monkeypatch.setattr(own, "LARGE", 64)
-    monkeypatch.setattr(own, "CONTEXT", 24)
+    monkeypatch.setattr(holes, "LARGE", 64)
+    monkeypatch.setattr(holes, "CONTEXT", 24)
     x = picture(3, (120, 130))
     images.save_png(tmp_path / "x.png", x)
     mask = np.ones((1, 120, 130), np.float32)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import auto, models, needs, operators, own, tasks
+from . import auto, holes, models, needs, operators, own, tasks
 from .errors import UserError, nearest
 from .fit import State, choose, fit
 from .flags import convert
@@ -135,7 +135,7 @@ def inpaint(
     job = tasks.Job("picture", Problem(A(tasks.tensor(data)), A, data.shape[1:]), data, "")
     choice = auto.filling(job.problem, auto.INPAINTING, _options(options, auto.INPAINTING))
     job, unstretched = own.stretched(job)
-    parts = own.parts(job, choice.options)
+    parts = holes.parts(job, choice.options)
     shown, done = job.problem.y[0].numpy(), []
 
     def filled(x: np.ndarray) -> np.ndarray:
@@ -143,13 +143,13 @@ def inpaint(
 
     for number, part in enumerate(parts, 1):
 
-        def now(x: np.ndarray, part: own.Part = part, shown: np.ndarray = shown) -> np.ndarray:
+        def now(x: np.ndarray, part: holes.Part = part, shown: np.ndarray = shown) -> np.ndarray:
             return filled(part.paste(shown, x))
 
         fit_one = _fitter(progress, now, part.job.problem.size)
         done.append(fit_one(part.job, choice.options, place=(number, len(parts))))
         shown = part.paste(shown, done[-1])
-    return filled(own.joined(job, parts, done))
+    return filled(holes.joined(job, parts, done))
 
 
 def enlarge(

@@ -1,0 +1,114 @@
+"""A picture with holes, part by part: only what is around a hole says what belongs there.
+
+Holes that are near each other are filled together, from what is within ``CONTEXT`` pixels; where
+they stretch far they are cut into cells that are cross-faded, as tiles are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.ndimage import find_objects, label, maximum_filter
+
+from . import needs, operators
+from .options import Options
+from .prepare import resolve
+from .tasks import Job
+
+CONTEXT = 64  # pixels on each side of a hole
+LARGE = 192  # pixels a side up to which a picture with holes is fitted as a whole
+CELL, FADE = 256, 16  # pixels a side of what long holes are cut into, and of a cross-fade there
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is around some holes of a picture, to be fitted by itself.
+
+    place: its rows and columns. weight: [h, w], how much it counts for each pixel that is to be
+    filled, 0 for others.
+    """
+
+    job: Job
+    place: tuple[slice, slice]
+    weight: np.ndarray
+
+    def paste(self, picture: np.ndarray, restored: np.ndarray) -> np.ndarray:
+        """``picture`` [C, H, W] with the holes filled from ``restored`` [C, h, w]."""
+        filled, holes = picture.copy(), self.weight > 0
+        filled[(..., *self.place)][:, holes] = restored[:, holes]
+        return filled
+
+
+def parts(job: Job, options: Options) -> list[Part]:
+    """The surroundings of the holes of an inpainting, in the order of their rows.
+
+    Holes that are near each other go together; where they stretch far they are cut into cells. It
+    is all of the picture if that is small, or if they come to more than half of it and memory has
+    room for it as a whole.
+    """
+    missing = job.problem.A.mask[0, 0].cpu().numpy() == 0
+    whole = tuple(slice(0, side) for side in missing.shape)
+    if max(missing.shape) <= LARGE:
+        return [Part(job, whole, np.float32(missing))]
+    near = maximum_filter(missing, 2 * CONTEXT + 1)
+    labels, _ = label(near, np.ones((3, 3)))
+    found = []
+    for number, place in enumerate(find_objects(labels), 1):
+        holes = missing[place] & (labels[place] == number)
+        if max(holes.shape) <= 2 * CELL:
+            found.append((place, np.float32(holes)))
+        else:
+            found += _cells(place, holes)
+    area = sum(weight.size for _, weight in found)
+    if 2 * area > missing.size and not needs.too_large(job, resolve(options)[0]):
+        return [Part(job, whole, np.float32(missing))]
+    return [Part(_cut(job, place), place, weight) for place, weight in found]
+
+
+def _cells(
+    place: tuple[slice, slice], holes: np.ndarray
+) -> Iterator[tuple[tuple[slice, slice], np.ndarray]]:
+    """The holes [h, w] at ``place``, cell by cell: where each is with its context, and weights."""
+    for top in range(0, holes.shape[0], CELL):
+        for left in range(0, holes.shape[1], CELL):
+            if not holes[top : top + CELL, left : left + CELL].any():
+                continue
+            window, ramps = [], []
+            for first, side in zip((top, left), holes.shape, strict=True):
+                window.append(slice(max(first - CONTEXT, 0), min(first + CELL + CONTEXT, side)))
+                at = np.arange(window[-1].start, window[-1].stop)
+                beyond = np.maximum(np.maximum(first - at, at - first - CELL + 1), 0)
+                ramps.append(np.clip(1 - beyond / FADE, 0, 1))
+            weight = np.outer(*ramps) * holes[tuple(window)]
+            yield (
+                tuple(
+                    slice(side.start + part.start, side.start + part.stop)
+                    for side, part in zip(place, window, strict=True)
+                ),
+                np.float32(weight),
+            )
+
+
+def _cut(job: Job, place: tuple[slice, slice]) -> Job:
+    problem, like = job.problem, job.like
+    if like is not None and like.alpha is not None:
+        like = replace(like, alpha=like.alpha[place])
+    A = operators.Mask(problem.A.mask[(..., *place)])
+    size = tuple(side.stop - side.start for side in place)
+    small = replace(problem, y=problem.y[(..., *place)], A=A, size=size)
+    seen, digest = job.seen[(..., *place)], f"{job.digest}, {place}"
+    return replace(job, problem=small, seen=seen, digest=digest, like=like)
+
+
+def joined(job: Job, found: list[Part], restored: list[np.ndarray]) -> np.ndarray:
+    """The picture [C, H, W] whose holes are filled from what was restored of its parts."""
+    picture = job.problem.y[0].numpy().copy()
+    total = np.zeros(picture.shape[1:], np.float32)
+    for part in found:
+        total[part.place] += part.weight
+    for part, values in zip(found, restored, strict=True):
+        share = part.weight / np.maximum(total[part.place], 1e-6)
+        picture[(..., *part.place)] += share * values  # which is 0 where it is missing
+    return picture
