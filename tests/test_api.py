@@ -193,6 +193,27 @@ def test_long_holes_are_filled_piece_by_piece(picture, monkeypatch, scratch):
         assert 0 < steps.max() <= 0.3
 
 
+@pytest.mark.parametrize("rows", [slice(0, 70), slice(80, 150)])
+def test_every_part_of_a_large_hole_has_enough_around_it(picture, monkeypatch, rows):
+    for name, value in (("LARGE", 64), ("CONTEXT", 8), ("CELL", 32), ("FADE", 4)):
+        monkeypatch.setattr(holes, name, value)
+    monkeypatch.setattr(needs, "too_large", lambda job, o: True)
+    x, known = picture(1, (240, 200)), np.ones((240, 200), bool)
+    known[rows, 20:150] = False
+    A = operators.Mask(known)
+    job = tasks.Job("a", Problem(A(tasks.tensor(x)), A, (240, 200)), x * known, "")
+    found = holes.parts(job, auto.INPAINTING)
+    assert len(found) > 4
+    for part in found:
+        assert part.job.problem.A.mask.mean() >= holes.KNOWN
+    perfect = [x[(..., *part.place)] for part in found]
+    np.testing.assert_allclose(holes.joined(job, found, perfect), x, atol=1e-6)
+    known[:, :190] = False  # next to nothing is known
+    A = operators.Mask(known)
+    job = tasks.Job("a", Problem(A(tasks.tensor(x)), A, (240, 200)), x * known, "")
+    assert all(part.job.problem.A.mask.any() for part in holes.parts(job, auto.INPAINTING))
+
+
 def test_inpaint_and_enlarge_keep_whole_numbers(noisy):
     y = noisy((32, 33), np.uint16)
     mask = np.tri(32, 33)

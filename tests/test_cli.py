@@ -14,7 +14,7 @@ import torch
 from conftest import refused
 from PIL import Image
 
-from dip_recon import auto, batch, data, holes, images, memory, own, tasks
+from dip_recon import auto, batch, data, holes, images, memory, needs, own, tasks
 from dip_recon.cli import main
 from dip_recon.flags import parse
 from dip_recon.models import names
@@ -507,7 +507,7 @@ def test_a_large_picture_with_small_holes(tmp_path, picture, capsys, monkeypatch
     mask = np.ones((1, 120, 130), np.float32)
     mask[:, 10:14, 20:30] = mask[:, 110:115, 120:125] = 0
     images.save_png(tmp_path / "m.png", mask)
-    out, keep = tmp_path / "out.png", tmp_path / "keep"
+    out, keep, places = tmp_path / "out.png", tmp_path / "keep", holes._places
     words = ["inpaint", tmp_path / "x.png", "--mask", tmp_path / "m.png", "-o", out]
     assert run(*words, "--keep", keep) == 0
     assert "around: 2 parts of it, the largest 38×54 pixels" in capsys.readouterr().out
@@ -517,8 +517,22 @@ def test_a_large_picture_with_small_holes(tmp_path, picture, capsys, monkeypatch
     assert not np.allclose(before[:, ~known], after[:, ~known])
     assert sorted(p.parent.name for p in keep.rglob("result.json")) == ["part0", "part1"]
     out.unlink()
-    assert run(*words, "--keep", keep) == 0
-    np.testing.assert_array_equal(images.read(out).data, after)
+    # gone on with as it was begun, whatever memory there is now
+    monkeypatch.setattr(needs, "too_large", lambda job, o: False)
+    monkeypatch.setattr(holes, "_places", lambda missing: 3 * [*places(missing)])
+    assert run(*words, "--keep", tmp_path / "whole") == 0
+    assert (tmp_path / "whole" / "result.json").is_file()
+    monkeypatch.setattr(holes, "_places", places)
+    monkeypatch.setattr(own, "run_one", None)  # nothing is fitted again
+    for name in ("keep", "whole"):
+        assert run(*words, "--keep", tmp_path / name) == 0
+        if name == "keep":
+            np.testing.assert_array_equal(images.read(out).data, after)
+    mask[:, 110:115, 120:125] = 1
+    images.save_png(tmp_path / "m.png", mask)
+    for name in ("keep", "whole"):
+        assert run(*words, "--keep", tmp_path / name) == 2
+    assert "holds another run" in capsys.readouterr().err
 
 
 def test_a_photograph_is_no_mask(tmp_path, picture, capsys):

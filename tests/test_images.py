@@ -293,6 +293,16 @@ def test_float_goes_to_16_bit_png_and_8_bit_jpeg(tmp_path):
     assert images.read(tmp_path / "f.jpg").kind == images.Kind("rgb")
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("a.jpg", "floats"), ("a.png", "floats"), ("a.tif", ""), ("b.png", "CMYK"), ("b.jpg", "")],
+)
+def test_what_a_format_does_not_hold_is_told(tmp_path, name, said):
+    kind = Kind("rgb", 32, True) if name.startswith("a") else Kind("cmyk")
+    told = images.lost(tmp_path / name, images.Picture(SMOOTH, None, kind, tmp_path / "x.tif"))
+    assert bool(told) == bool(said) and said in told
+
+
 def test_alpha_follows_a_larger_result(tmp_path):
     pil(tmp_path / "a.png", RGBA8)
     picture = images.read(tmp_path / "a.png")

@@ -376,6 +376,12 @@ def test_pairs_are_used_as_they_are(tmp_path, picture):
     noisy = images.read(run.folder / "noisy.png").data
     assert np.allclose(noisy, images.read(sets["polyu"] / "a_real.png").data)
     assert "no noise is added" in (run.folder.parent / "log.txt").read_text()
+    flags = f"{common} --folder_path {sets['polyu']} --tile 16 --overlap 4 --special t --sigma 9"
+    assert call(DenoisingOptions, f"{flags} --stopping AMNS") == 0
+    assert Run(tmp_path / "runs/denoising/DIP_2_scaled_t/a").result()["sigma"] is None
+    images.save_png(sets["sr"] / "img_001_SRF_2_LR.png", picture(1, (16, 16)))
+    flags = f"{common} --sr_factor 2 --special grey --folder_path {sets['sr']}"
+    assert call(SuperResolutionOptions, flags) == 2
 
 
 def write(path, content):

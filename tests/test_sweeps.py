@@ -318,14 +318,15 @@ def test_tables_of_runs_that_are_thrown_away_go_with_them(sweep_file, tmp_path, 
     assert call(sweep_file(figures=["upsampling"]), tmp_path) == 0
     out = tmp_path / "out"
     assert (out / "table.md").is_file() and list(out.glob("figures/*.png"))
-    (out / "mine.txt").write_text("stays")
+    (out / "figures" / "mine.txt").write_text("stays")
+    (out / "figures" / "more.d").mkdir()
     stop = lambda *a: (_ for _ in ()).throw(KeyboardInterrupt)  # noqa: E731
     monkeypatch.setattr(sweeps.command, "outcomes", stop)
     assert call(sweep_file(figures=["upsampling"]), tmp_path, "--overwrite") == 130
     assert not find(out) and not list(out.glob("table.*")) and not list(out.glob("figures/*.png"))
     for path in out.rglob("results.csv"):
         assert list(csv.DictReader(path.open())) == []
-    assert (out / "mine.txt").is_file()
+    assert (out / "figures" / "mine.txt").is_file()
 
 
 def test_a_run_that_fails_is_told_and_the_others_are_done(sweep_file, tmp_path, capsys):

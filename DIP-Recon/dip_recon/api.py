@@ -141,6 +141,8 @@ def inpaint(
     def filled(x: np.ndarray) -> np.ndarray:
         return np.where(kept, picture, back(unstretched(x)))
 
+    for part in parts:
+        own.check(part.job, choice.options, None)
     for number, part in enumerate(parts, 1):
 
         def now(x: np.ndarray, part: holes.Part = part, shown: np.ndarray = shown) -> np.ndarray:

@@ -191,7 +191,8 @@ def fewer_scales(options: Options, given: dict, size: tuple[int, int]) -> Option
 
     n halvings want more than 2ⁿ pixels a side. What is in ``given`` stays as it is.
     """
-    if options.model_type != INPAINTING.model_type or "num_scales" in given:
+    told = "num_scales" in given or len(options.dim or []) > 1  # a width each
+    if told or options.model_type != INPAINTING.model_type:
         return options
     most = max(1, (min(size) - 1).bit_length() - 1)
     return replace(options, num_scales=min(options.num_scales, most))

@@ -280,7 +280,7 @@ def _run_tiled(
         "image": job.name, "model_type": o.model_type, "task": o.task,
         "parameters": tiles.parameters(), **counts,
         "stopping": o.stopping, "peak_memory_bytes": peak_memory(torch.device("cpu")),
-        "sigma": tiles.sigma, "seed": o.seed, "device": o.device, "precision": o.precision,
+        "sigma": problem.sigma, "seed": o.seed, "device": o.device, "precision": o.precision,
     }  # fmt: skip
     if x is not None:
         row["psnr_gt"] = row["psnr_gt_sm"] = metrics.psnr(picture, x)
@@ -411,6 +411,9 @@ def run_all(o: Options, switches: Switches, notes: list[str] = ()) -> list[dict]
         for run in (p.run for p in plans):
             with run.alone():
                 run.clear()
+        (folder / "means.csv").unlink(missing_ok=True)
+        if (folder / "results.csv").exists():
+            write_results(folder)
         switches = replace(switches, overwrite=False)
     with open_log(folder / "log.txt") as say:
         for line in header:

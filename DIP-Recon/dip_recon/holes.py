@@ -20,6 +20,8 @@ from .tasks import Job
 CONTEXT = 64  # pixels on each side of a hole
 LARGE = 192  # pixels a side up to which a picture with holes is fitted as a whole
 CELL, FADE = 256, 16  # pixels a side of what long holes are cut into, and of a cross-fade there
+KNOWN = 0.25  # share of what a cell is filled from that is known, if so much is elsewhere
+Place = tuple[slice, slice]
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Part:
     """
 
     job: Job
-    place: tuple[slice, slice]
+    place: Place
     weight: np.ndarray
 
     def paste(self, picture: np.ndarray, restored: np.ndarray) -> np.ndarray:
@@ -41,57 +43,66 @@ class Part:
         return filled
 
 
-def parts(job: Job, options: Options) -> list[Part]:
+def parts(job: Job, options: Options, whole: bool | None = None) -> list[Part]:
     """The surroundings of the holes of an inpainting, in the order of their rows.
 
     Holes that are near each other go together; where they stretch far they are cut into cells. It
     is all of the picture if that is small, or if they come to more than half of it and memory has
-    room for it as a whole.
+    room for it as a whole. whole: what that came to before, where a fit is gone on with.
     """
     missing = job.problem.A.mask[0, 0].cpu().numpy() == 0
-    whole = tuple(slice(0, side) for side in missing.shape)
-    if max(missing.shape) <= LARGE:
-        return [Part(job, whole, np.float32(missing))]
-    near = maximum_filter(missing, 2 * CONTEXT + 1)
-    labels, _ = label(near, np.ones((3, 3)))
-    found = []
-    for number, place in enumerate(find_objects(labels), 1):
-        holes = missing[place] & (labels[place] == number)
-        if max(holes.shape) <= 2 * CELL:
-            found.append((place, np.float32(holes)))
-        else:
-            found += _cells(place, holes)
-    area = sum(weight.size for _, weight in found)
-    if 2 * area > missing.size and not needs.too_large(job, resolve(options)[0]):
-        return [Part(job, whole, np.float32(missing))]
+    found = [] if whole or max(missing.shape) <= LARGE else list(_places(missing))
+    if found and whole is None and 2 * sum(weight.size for _, weight in found) > missing.size:
+        whole = not needs.too_large(job, resolve(options)[0])
+    if whole or not found:
+        place = tuple(slice(0, side) for side in missing.shape)
+        return [Part(job, place, np.float32(missing))]
     return [Part(_cut(job, place), place, weight) for place, weight in found]
 
 
+def _places(missing: np.ndarray) -> Iterator[tuple[Place, np.ndarray]]:
+    """Where the surroundings of the holes are, and how much each counts there."""
+    labels, _ = label(maximum_filter(missing, 2 * CONTEXT + 1), np.ones((3, 3)))
+    for number, place in enumerate(find_objects(labels), 1):
+        holes = missing[place] & (labels[place] == number)
+        if max(holes.shape) <= 2 * CELL:
+            yield place, np.float32(holes)
+        else:
+            these = np.zeros_like(missing)
+            these[place] = holes
+            yield from _cells(place, these, missing)
+
+
 def _cells(
-    place: tuple[slice, slice], holes: np.ndarray
-) -> Iterator[tuple[tuple[slice, slice], np.ndarray]]:
-    """The holes [h, w] at ``place``, cell by cell: where each is with its context, and weights."""
-    for top in range(0, holes.shape[0], CELL):
-        for left in range(0, holes.shape[1], CELL):
+    place: Place, holes: np.ndarray, missing: np.ndarray
+) -> Iterator[tuple[Place, np.ndarray]]:
+    """The ``holes`` of one group, a mask of the picture, which lie at ``place``, cell by cell."""
+    for top in range(place[0].start, place[0].stop, CELL):
+        for left in range(place[1].start, place[1].stop, CELL):
             if not holes[top : top + CELL, left : left + CELL].any():
                 continue
-            window, ramps = [], []
-            for first, side in zip((top, left), holes.shape, strict=True):
-                window.append(slice(max(first - CONTEXT, 0), min(first + CELL + CONTEXT, side)))
-                at = np.arange(window[-1].start, window[-1].stop)
+            window, ramps = _surroundings((top, left), missing), []
+            for first, side in zip((top, left), window, strict=True):
+                at = np.arange(side.start, side.stop)
                 beyond = np.maximum(np.maximum(first - at, at - first - CELL + 1), 0)
                 ramps.append(np.clip(1 - beyond / FADE, 0, 1))
-            weight = np.outer(*ramps) * holes[tuple(window)]
-            yield (
-                tuple(
-                    slice(side.start + part.start, side.start + part.stop)
-                    for side, part in zip(place, window, strict=True)
-                ),
-                np.float32(weight),
-            )
+            yield window, np.float32(np.outer(*ramps) * holes[window])
 
 
-def _cut(job: Job, place: tuple[slice, slice]) -> Job:
+def _surroundings(corner: tuple[int, int], missing: np.ndarray) -> Place:
+    """A cell with so much around it that enough is known to fill it from."""
+    enough, reach = min(KNOWN, (1 - missing.mean()) / 2), CONTEXT
+    while True:
+        place = tuple(
+            slice(max(first - reach, 0), min(first + CELL + reach, side))
+            for first, side in zip(corner, missing.shape, strict=True)
+        )
+        if reach >= max(missing.shape) or 1 - missing[place].mean() >= enough:
+            return place
+        reach += CONTEXT
+
+
+def _cut(job: Job, place: Place) -> Job:
     problem, like = job.problem, job.like
     if like is not None and like.alpha is not None:
         like = replace(like, alpha=like.alpha[place])

@@ -231,11 +231,13 @@ def stretched(job: Job) -> tuple[Job, Callable[[np.ndarray], np.ndarray]]:
 
 
 def check(job: Job, options: Options, keep: Path | None) -> None:
-    """Raise UserError for a picture that is too small for the network, or if memory has no room for
-    a fit that was not begun in ``keep`` before."""
+    """Raise UserError for a picture that is too small for the network, for a folder that holds
+    another run, or if memory has no room for a fit that was not begun there before."""
     options, _ = resolve(options)
     models.check_size(options.model_type, **network_settings(job, options))
-    if not (keep and Run(keep).begun):
+    if keep and Run(keep).begun:
+        _kept(job, options, keep, Cluster())
+    else:
         needs.check(job, options)
 
 
@@ -244,16 +246,20 @@ def fill(
 ) -> tuple[dict, np.ndarray]:
     """``restore`` for a picture with holes, by its ``parts``; what they come to, and the picture.
 
-    keep: the run folder; of several parts each has one in it.
-    Raises UserError as ``check``.
+    keep: the run folder; parts have one each in it.
+    Raises UserError as ``check``, before anything is fitted.
     """
-    found = parts(job, options)
+    before = None
+    if keep:
+        before = True if Run(keep).begun else False if Run(keep / "part0").begun else None
+    found = parts(job, options, before)
+    folders = [keep] * len(found)
     if found[0].job is not job:
         sizes = [part.job.problem.size for part in found]
         largest = "×".join(map(str, max(sizes, key=math.prod)))
         several = f"{len(found)} parts of it, the largest" if len(found) > 1 else "a part of it,"
         say(f"{job.name}: filled from what is around: {several} {largest} pixels")
-    folders = [keep / f"part{n}" if keep and len(found) > 1 else keep for n in range(len(found))]
+        folders = [keep and keep / f"part{n}" for n in range(len(found))]
     for part, folder in zip(found, folders, strict=True):
         check(part.job, options, folder)
     done = [
@@ -303,19 +309,25 @@ def restore(
                 raise KeyboardInterrupt from interrupt
     run = Run(keep)
     check_alone(keep)
-    config = configuration(options, job, *where.choose(options.device, options.precision))
-    try:
-        run.check(config, NOT_IN_THE_NUMBERS, resume=True, overwrite=False)
-        found = run.load_exact()
-    except UserError as error:
-        raise UserError(
-            f"--keep {keep}: holds another run, or a damaged one; choose a new one"
-        ) from error
+    found = _kept(job, options, keep, where)
     check_free("--keep", run)
     if run.finished and found is not None:
         finish_off(run)
         return run.result(), found
     return fitted(run)
+
+
+def _kept(job: Job, options: Options, keep: Path, where: Cluster) -> np.ndarray | None:
+    """What a run in ``keep`` has found, if it is at its end; UserError if it is another run."""
+    run = Run(keep)
+    config = configuration(options, job, *where.choose(options.device, options.precision))
+    try:
+        run.check(config, NOT_IN_THE_NUMBERS, resume=True, overwrite=False)
+        return run.load_exact()
+    except UserError as error:
+        raise UserError(
+            f"--keep {keep}: holds another run, or a damaged one; choose a new one"
+        ) from error
 
 
 DEMO = {

@@ -177,6 +177,8 @@ def super_resolution_job(item: data.Item, o: Options) -> Job:
             raise UserError(
                 f"--sr_factor {o.sr_factor}: not the ratio of {item.path} and {item.low}"
             )
+        if len(low) != len(x):
+            raise UserError(f"{item.low}: one of it and {item.path} is grey, the other in colour")
         y = tensor(low)
     else:
         y = A(tensor(x)).clamp(0, 1)

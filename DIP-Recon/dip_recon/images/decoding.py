@@ -300,7 +300,7 @@ def _decode_tiff(path: Path, place: Place | None) -> Decoded | int:
         dtype = page.dtype
         planes = page.axes == "SYX" or (
             page.photometric == tifffile.PHOTOMETRIC.MINISBLACK and page.samplesperpixel > 2
-        )  # which Pillow does not read
+        )  # which Pillow reads in part only
         if part is None and dtype in (np.dtype(bool), np.dtype(np.uint8)) and not planes:
             return number
         if dtype is None or page.axes not in ("YX", "YXS", "SYX"):
@@ -325,8 +325,8 @@ def _decode_tiff(path: Path, place: Place | None) -> Decoded | int:
         except (ValueError, KeyError) as error:
             if "imagecodecs" not in str(error):
                 raise
-            if whole and page.samplesperpixel == 1:
-                return number  # Pillow keeps 16-bit grey, and has the codec
+            if whole and (page.samplesperpixel == 1 or dtype == np.uint8):
+                return number  # Pillow keeps 16-bit grey and 8 bits, and has the codec
             raise UserError(
                 f"{path}: is compressed with {page.compression.name}; save it uncompressed or "
                 "with deflate, or: pip install imagecodecs"
@@ -343,7 +343,7 @@ def _decode_tiff(path: Path, place: Place | None) -> Decoded | int:
     values = samples[..., :colours]
     alpha = samples[..., colours].copy() if samples.shape[-1] > colours else None
     top = 1.0 if deep["floating"] else float(np.iinfo(dtype).max)
-    if premultiplied:
+    if premultiplied and alpha is not None:
         shares = np.maximum(alpha / top, 1e-9)[..., None]
         plain = np.minimum(values / shares, top)
         values = (plain if deep["floating"] else np.rint(plain)).astype(samples.dtype)

@@ -21,6 +21,7 @@ HOLDS_CMYK = (*_JPEG, *_TIFF)
 HOLDS_ICC = (".png", ".webp", *_JPEG, *_TIFF)
 HOLDS_EXIF = (".png", ".webp", *_JPEG)
 HOLDS_DEEP = (".png", *_TIFF)  # more than 8 bits a sample
+HOLDS_FLOAT = _TIFF
 MAX_SIDE = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}
 
 

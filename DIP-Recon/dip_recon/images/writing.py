@@ -18,6 +18,7 @@ from .picture import (
     HOLDS_CMYK,
     HOLDS_DEEP,
     HOLDS_EXIF,
+    HOLDS_FLOAT,
     HOLDS_ICC,
     HOLDS_ONE_BIT,
     HOLDS_PALETTE,
@@ -87,11 +88,16 @@ def check_writable(path: str | os.PathLike, size: tuple[int, int] = (1, 1)) -> N
 def lost(path: str | os.PathLike, like: Picture) -> str:
     """What of ``like`` a file of this suffix does not hold, in words; "" if nothing."""
     suffix = Path(path).suffix.lower()
+    kind = like.kind
     words = ["transparency"] * (like.alpha is not None and suffix not in HOLDS_ALPHA)
-    words += [f"{like.kind.bits} bits a sample"] * (like.kind.bits > 8 and suffix not in HOLDS_DEEP)
+    words += ["CMYK"] * (kind.space == "cmyk" and suffix not in HOLDS_CMYK)
+    if kind.floating:
+        words += ["floats"] * (suffix not in HOLDS_FLOAT)
+    elif kind.bits > 8 and suffix not in HOLDS_DEEP:
+        words.append(f"{kind.bits} bits a sample")
     if not words:
         return ""
-    return f"{path}: a {suffix} file does not hold {' or '.join(words)}; .png and .tif do"
+    return f"{path}: a {suffix} file does not hold {' or '.join(words)}; a .tif does"
 
 
 def checked(data: np.ndarray) -> np.ndarray:

@@ -109,8 +109,9 @@ def _forget(folder: Path, wanted: list[Plan]) -> None:
     for name in ("table", "comparison"):
         for suffix in (".md", ".csv"):
             (folder / name).with_suffix(suffix).unlink(missing_ok=True)
-    for path in folder.glob("figures/*.*"):
-        path.unlink()
+    for name in figures.FIGURES:
+        for suffix in (".png", ".pdf", ".csv"):
+            (folder / "figures" / name).with_suffix(suffix).unlink(missing_ok=True)
     for method in dict.fromkeys(plan.run.folder.parent for plan in wanted):
         if (method / "results.csv").exists():
             runs.write_results(method)
