@@ -407,17 +407,17 @@ def run_all(o: Options, switches: Switches, notes: list[str] = ()) -> list[dict]
         print("\n".join(header))
         return []
     make_folder(folder)
-    if switches.overwrite:  # all at once: interrupted, it is gone on with by --resume
-        for run in (p.run for p in plans):
-            with run.alone():
-                run.clear()
-        (folder / "means.csv").unlink(missing_ok=True)
-        if (folder / "results.csv").exists():
-            write_results(folder)
-        switches = replace(switches, overwrite=False)
     with open_log(folder / "log.txt") as say:
         for line in header:
             say(line)
+        if switches.overwrite:  # all at once: interrupted, it is gone on with by --resume
+            for run in (p.run for p in plans):
+                with run.alone():
+                    run.clear()
+            (folder / "means.csv").unlink(missing_ok=True)
+            if (folder / "results.csv").exists():
+                write_results(folder)
+            switches = replace(switches, overwrite=False)
         summaries = []
         for n, this in enumerate(plans):
             name, run = this.item.name, this.run
