@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import auto, holes, models, needs, operators, own, tasks
+from . import auto, holes, models, operators, own, tasks
 from .errors import UserError, nearest
 from .fit import State, choose, fit
 from .flags import convert
 from .options import Options
-from .prepare import network_settings, prepare, resolve
+from .prepare import prepare, resolve
 from .problem import Problem
 from .tiling import Layout, Tiles
 from .tiling.layout import InMemory, Tile, blend
@@ -142,7 +142,7 @@ def inpaint(
         return np.where(kept, picture, back(unstretched(x)))
 
     for part in parts:
-        own.check(part.job, choice.options, None)
+        own.check(part.job, choice.options)
     for number, part in enumerate(parts, 1):
 
         def now(x: np.ndarray, part: holes.Part = part, shown: np.ndarray = shown) -> np.ndarray:
@@ -295,8 +295,7 @@ def _fitter(progress: Progress | None, back: Back, size: tuple[int, int]) -> Cal
 
             progress(Step(state.iteration, o.num_iters, run, *place, picture))
 
-        models.check_size(o.model_type, **network_settings(job, o))
-        needs.check(job, o)
+        own.check(job, o)
         state = prepare(job, o, *choose(o.device, o.precision))
         result = fit(state, o.num_iters, [tell] if progress else [])
         if state.guard.gave_up:

@@ -92,9 +92,8 @@ def denoising(
     scale = used * (2 if halved else 1)  # of a level of y, as the picture was
     if given.get("sigma"):
         if given["sigma"] > 255 * scale:
-            raise UserError(
-                f"--sigma {given['sigma']:g}: the picture uses only {255 * used:.3g} of 255"
-            )
+            uses = f"the picture uses only {255 * used:.3g} of 255"
+            raise UserError(f"--sigma {given['sigma']:g}: {uses}; give less")
         base = replace(base, sigma=given["sigma"] / scale)
     if min(y.shape[1:]) < SMALLEST:
         size = "×".join(map(str, y.shape[1:]))

@@ -48,7 +48,7 @@ from .prepare import (
     prepare,
     resolve,
 )
-from .runs import Run, check_writable, make_folder, method_folder, safe_name, write_results
+from .runs import Run, check_writable, clear, make_folder, method_folder, safe_name, write_results
 from .stopping import MethodNoise
 from .tasks import JOBS, Job, tensor
 from .tiling import Layout, Tiles
@@ -411,12 +411,8 @@ def run_all(o: Options, switches: Switches, notes: list[str] = ()) -> list[dict]
         for line in header:
             say(line)
         if switches.overwrite:  # all at once: interrupted, it is gone on with by --resume
-            for run in (p.run for p in plans):
-                with run.alone():
-                    run.clear()
+            clear([p.run for p in plans])
             (folder / "means.csv").unlink(missing_ok=True)
-            if (folder / "results.csv").exists():
-                write_results(folder)
             switches = replace(switches, overwrite=False)
         summaries = []
         for n, this in enumerate(plans):

@@ -230,7 +230,7 @@ def stretched(job: Job) -> tuple[Job, Callable[[np.ndarray], np.ndarray]]:
     return replace(job, problem=problem, seen=job.seen / most), back
 
 
-def check(job: Job, options: Options, keep: Path | None) -> None:
+def check(job: Job, options: Options, keep: Path | None = None) -> None:
     """Raise UserError for a picture that is too small for the network, for a folder that holds
     another run, or if memory has no room for a fit that was not begun there before."""
     options, _ = resolve(options)
@@ -249,10 +249,10 @@ def fill(
     keep: the run folder; parts have one each in it.
     Raises UserError as ``check``, before anything is fitted.
     """
-    before = None
-    if keep:
-        before = True if Run(keep).begun else False if Run(keep / "part0").begun else None
-    found = parts(job, options, before)
+    whole = None  # unless it was begun so, or in parts
+    if keep and (Run(keep).begun or Run(keep / "part0").begun):
+        whole = Run(keep).begun
+    found = parts(job, options, whole)
     folders = [keep] * len(found)
     if found[0].job is not job:
         sizes = [part.job.problem.size for part in found]

@@ -391,6 +391,19 @@ def find(folder: str | Path) -> list[Run]:
     return [Run(path.parent) for path in sorted(Path(folder).rglob("result.json"))]
 
 
+def clear(found: list[Run]) -> None:
+    """Remove what is in the runs' folders, and their rows in the ``results.csv`` above them.
+
+    Raises UserError if another process writes in one.
+    """
+    for run in found:
+        with run.alone():
+            run.clear()
+    for folder in dict.fromkeys(run.folder.parent for run in found):
+        if (folder / "results.csv").exists():
+            write_results(folder)
+
+
 def write_results(folder: Path) -> None:
     """Make ``results.csv`` of a method's folder anew from the finished runs in it.
 

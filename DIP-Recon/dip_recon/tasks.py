@@ -159,7 +159,10 @@ def _mask(path: Path, picture: Path, o: Options, size: tuple[int, int]) -> np.nd
 
     Known is what next to nothing of a missing pixel has gone into.
     """
-    operators.mask_from_picture(opaque(images.read(path)), images.read(picture).size)
+    stored = opaque(images.read(path))
+    if not o.crop and o.imsize == [-1]:
+        return operators.mask_from_picture(stored, size)
+    operators.mask_from_picture(stored, images.read(picture).size)
     mask = load(path, replace(o, imsize=[-1]))
     if o.imsize == [-1]:
         return operators.mask_from_picture(mask, size)

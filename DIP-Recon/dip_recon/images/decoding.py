@@ -356,8 +356,8 @@ def extra_channel(page: tifffile.TiffPage) -> bool:
     """Whether there is a channel beside the colours that is not said to be alpha."""
     count, cmyk = page.samplesperpixel, page.photometric == tifffile.PHOTOMETRIC.SEPARATED
     extra = count - (4 if cmyk else 3 if count > 2 else 1)
-    alpha = (_ASSOCIATED, tifffile.EXTRASAMPLE.UNASSALPHA)
-    return extra > 0 and tuple(page.extrasamples[-1:]) not in {(kind,) for kind in alpha}
+    alpha = {_ASSOCIATED, tifffile.EXTRASAMPLE.UNASSALPHA}
+    return extra > 0 and alpha.isdisjoint(page.extrasamples[-1:])
 
 
 def _part(tiff: tifffile.TiffFile, page: tifffile.TiffPage, part: int) -> np.ndarray:

@@ -201,8 +201,8 @@ def _settings(config: dict) -> list[tuple[str, str]]:
     items = [(k, v) for k, v in config.items() if k not in UNLISTED]
     named = {k: k if k == "threads" else f"{k} version" for k in versions or {}}
     items += [(named[k], v) for k, v in (versions or {}).items()]
-    named = [(str(k), _file(v) if k in FILES else v) for k, v in items if v is not None]
-    return [(k, _shown(v)) for k, v in named if v != []]
+    known = ((k, v) for k, v in items if v is not None and v != [])
+    return [(str(k), _shown(_file(v) if k in FILES else v)) for k, v in known]
 
 
 def _file(value) -> str:

@@ -86,10 +86,8 @@ def main(argv: list[str], prog: str = "dip-recon sweep") -> int:
     runs.check_writable(folder)
     runs.make_folder(folder)
     if switches.overwrite:
-        for plan in wanted:
-            with plan.run.alone():
-                plan.run.clear()
-        _forget(folder, wanted)
+        runs.clear([plan.run for plan in wanted])
+        _forget(folder)
     with open_log(folder / "log.txt") as say:
         for line in header:
             say(line)
@@ -104,7 +102,7 @@ def main(argv: list[str], prog: str = "dip-recon sweep") -> int:
         return max(_report(sweep, folder, failed, say), int(given_up > 0))
 
 
-def _forget(folder: Path, wanted: list[Plan]) -> None:
+def _forget(folder: Path) -> None:
     """Remove the tables and figures of runs that are gone, which would be taken for the new."""
     for name in ("table", "comparison"):
         for suffix in (".md", ".csv"):
@@ -112,9 +110,6 @@ def _forget(folder: Path, wanted: list[Plan]) -> None:
     for name in figures.FIGURES:
         for suffix in (".png", ".pdf", ".csv"):
             (folder / "figures" / name).with_suffix(suffix).unlink(missing_ok=True)
-    for method in dict.fromkeys(plan.run.folder.parent for plan in wanted):
-        if (method / "results.csv").exists():
-            runs.write_results(method)
 
 
 def _refuse(message: str):

@@ -184,11 +184,11 @@ def _without(labels: dict, typed: dict, axis: str, sweep: Sweep) -> dict:
         return labels
     if not any(left.values()):
         return {}
-    partly = any(
-        0 < sum(name in options for options in labels.values()) < len(labels) for name in typed
-    )
-    if partly or any(a == b for a, b in itertools.combinations(left.values(), 2)):
-        name = next(o for options in labels.values() for o in options if o in typed)
+    counts = {name: sum(name in options for options in labels.values()) for name in typed}
+    varied = [name for name, count in counts.items() if 0 < count < len(labels)]
+    if not varied and any(a == b for a, b in itertools.combinations(left.values(), 2)):
+        varied = [name for name, count in counts.items() if count]
+    for name in varied:
         raise UserError(f"--{name}: {sweep.path.name} varies it by {axis}; edit that file")
     return left
 
@@ -231,6 +231,9 @@ def plans(
     notes: dict[str, None] = {}
     places: dict[Path, list[tuple[data.Item, Options, dict]]] = {}
     seen: dict[str, dict] = {}
+    # of pictures, which may overlap
+    sets = {axis for axis, options in _points(sweep) if "folder_path" in options}
+    sets = set() if "folder_path" in typed else sets
     for cell in cells(sweep, typed):
         if "save_folder" not in typed:
             check_below(str(sweep.path), cell.given.get("save_folder"))
@@ -243,7 +246,9 @@ def plans(
             width = {"dim": [_width(item)]} if by_texture else {}
             resolved, unused = resolve(replace(options, **width))
             notes |= dict.fromkeys([*said, *([unused] if unused else [])])
-            _no_twin(sweep, typed, cell, item, resolved, seen)
+            methods = {axis: label for axis, label in cell.labels.items() if axis not in sets}
+            alike = replace(resolved, folder_path="") if sets else resolved
+            _no_twin(sweep, typed, seen, methods, item, alike)
             here = places.setdefault(_method(cell, resolved), [])
             if (item, resolved, cell.labels) not in here:
                 here.append((item, resolved, cell.labels))
@@ -255,38 +260,27 @@ def plans(
 
 
 def _no_twin(
-    sweep: Sweep, typed: dict, cell: Cell, item: data.Item, o: Options, seen: dict
+    sweep: Sweep, typed: dict, seen: dict, labels: dict, item: data.Item, o: Options
 ) -> None:
     """Raise UserError where two labels come to the very same run, as if it were two methods.
 
-    Sets of pictures may overlap. seen: what was asked about before.
+    seen: the labels of each run that was asked about before.
     """
-    sets = {
-        axis
-        for grid in sweep.grids
-        for axis, labels in grid.items()
-        if any("folder_path" in options for options in labels.values())
-    }
-    labels = {
-        axis: label
-        for axis, label in cell.labels.items()
-        if axis not in sets or "folder_path" in typed
-    }
-    settings = replace(o, folder_path="") if sets else o
-    other = seen.setdefault(f"{item.path}\n{settings}", labels)
+    other = seen.setdefault(f"{item.path}\n{o}", labels)
     if other != labels:
         axis = next(a for a in {**labels, **other} if labels.get(a) != other.get(a))
-        given = "".join(f", with --{name} as given" for name in typed if name in _set_by(sweep))
+        varied = {name for _, options in _points(sweep) for name in options}
+        given = "".join(f", with --{name} as given" for name in typed if name in varied)
         raise UserError(
             f"{sweep.path}: {axis} {other.get(axis)} and {labels.get(axis)} are the same run of "
             f"{item.name}{given}: leave one out"
         )
 
 
-def _set_by(sweep: Sweep) -> set[str]:
-    """The options that axes set."""
-    axes = (labels for grid in sweep.grids for labels in grid.values())
-    return {name for labels in axes for options in labels.values() for name in options}
+def _points(sweep: Sweep) -> list[tuple[str, dict]]:
+    """Every axis with the options of each of its labels."""
+    axes = (pair for grid in sweep.grids for pair in grid.items())
+    return [(axis, options) for axis, labels in axes for options in labels.values()]
 
 
 def _width(item: data.Item) -> int:
