@@ -5,8 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dip_recon.models import build, upsamplers
-from dip_recon.models.decoders import Block, NearestBlock
+from dip_recon.models import build, doubling, layers, upsamplers
 from dip_recon.models.layers import BatchNorm, ReflectPad
 
 
@@ -60,20 +59,76 @@ def test_bilinear_doubling(shape):
     assert_alike(answers(upsamplers.make("bilinear", shape[1]), x), expected)
 
 
-@pytest.mark.parametrize("size", [(14, 10), (13, 10)])
-def test_convolution_after_nearest_upsampling(size):
-    parts = (
-        nn.Identity(),
-        upsamplers.make("nearest", 3),
-        nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Tanh()),
-        size,
-    )
-    ours, plain = NearestBlock(*parts), Block(*parts)
-    x = rand(1, 3, 7, 5)
-    assert_alike(answers(ours, x, *ours.parameters()), answers(plain, x, *plain.parameters()))
+@pytest.fixture
+def any_size(monkeypatch):
+    """Small maps are doubled as large ones are, in float64 too; which is noted."""
+    seen = []
+    monkeypatch.setattr(doubling, "plain_float32", lambda x: True)
+    shorter = doubling.decoded
+    monkeypatch.setattr(doubling, "LEAST", dict.fromkeys(doubling.TAPS, 0))
+    monkeypatch.setattr(doubling, "decoded", lambda *a: seen.append(a) or shorter(*a))
+    return seen
 
 
-def test_a_progressive_decoder_takes_it():
-    sizes = {"in_size": (1, 1), "out_size": (32, 32)}
+@pytest.mark.parametrize("mode", doubling.TAPS)
+@pytest.mark.parametrize("pad", ["zero", "reflection"])
+@pytest.mark.parametrize(("size", "skip"), [((9, 12), 0), ((9, 12), 3), ((2, 7), 3), ((8, 3), 0)])
+def test_convolution_after_doubling(any_size, mode, pad, size, skip):
+    doubled = (2 * size[0], 2 * size[1])
+    upsample, mix = upsamplers.make(mode, 5), layers.conv(5 + skip, 4, 3, pad=pad).double()
+    x = 3 * rand(1, 5, *size).double() + 1
+    beside = rand(1, skip, *doubled).double() if skip else None
+    found = []
+    for shorter in (True, False):
+        norm = BatchNorm(5 + skip).double()
+        norm.weight.data, norm.bias.data = rand(2, 5 + skip).double() + 0.5
+
+        def work(x, norm=norm, shorter=shorter):
+            if shorter:
+                assert doubling.possible(x, doubled, upsample, norm, mix)
+                return doubling.decoded(x, mode, norm, mix, beside)
+            y = upsample(x)
+            return mix(norm(layers.join(beside, y) if skip else y))
+
+        found.append((*answers(work, x, *norm.parameters(), *mix.parameters()), *norm.buffers()))
+    assert_alike(*found)
+
+
+@pytest.mark.parametrize("of", [(19, 24), (18, 25)], ids=["odd height", "odd width"])
+def test_only_what_is_doubled_exactly_goes_the_shorter_way(any_size, of):
+    x, upsample = rand(1, 5, 9, 12), upsamplers.make("bilinear", 5)
+    norm, mix = BatchNorm(5), layers.conv(5, 4, 3)
+    assert doubling.possible(x, (18, 24), upsample, norm, mix)
+    assert not doubling.possible(x, of, upsample, norm, mix)
+    assert not doubling.possible(x, (18, 24), upsample, norm.eval(), mix)
+    assert not doubling.possible(x, (18, 24), upsample, None, layers.conv(5, 4, 5))
+    for other in (upsamplers.make("bicubic", 5), upsamplers.make("bilinear", 5, True)):
+        assert not doubling.possible(x, (18, 24), other, None, mix)
+
+
+def _settings(name):
+    """Two networks of this name with the same weights, and an input."""
+    sizes = {"in_size": (64, 96), "out_size": (64, 96)}
+    pair = [
+        build(
+            name, in_channels=4, out_channels=3, **sizes, generator=torch.Generator().manual_seed(1)
+        )
+        for _ in range(2)
+    ]
+    return *pair, rand(1, 4, 64, 96)
+
+
+@pytest.mark.parametrize("name", ["DIP_orig", "skip", "DIP_2_scaled", "reproduction_unet"])
+def test_networks_take_it_and_are_what_they_were(any_size, monkeypatch, name):
+    ours, plain, z = _settings(name)
+    found = answers(ours, z)
+    assert any_size
+    monkeypatch.setattr(doubling, "possible", lambda *_: False)
+    assert_alike(found[:1], answers(plain, z)[:1])
+
+
+def test_a_progressive_decoder_takes_it(any_size):
+    sizes = {"in_size": (2, 2), "out_size": (64, 64)}
     network = build("ConvDecoder", in_channels=4, out_channels=3, dim=4, **sizes)
-    assert isinstance(network[0], NearestBlock)
+    network(rand(1, 4, 2, 2))
+    assert len(any_size) == 5

@@ -10,11 +10,10 @@ from __future__ import annotations
 import math
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..errors import UserError
-from . import upsamplers
-from .layers import BatchNorm, Size, activation, conv, norm, output_range, plain_float32, whole
+from . import doubling, upsamplers
+from .layers import BatchNorm, Size, activation, conv, norm, output_range, whole
 from .registry import register
 
 REDUCTION = 32  # a progressive input is the picture's size over 32
@@ -82,22 +81,14 @@ class Block(nn.Module):
         return self.after(self.upsample(self.before(x), self.size))
 
 
-class NearestBlock(Block):
-    """The same for a 3×3 convolution after nearest-neighbour upsampling.
-
-    Where that doubles the map, convolution and upsampling are one transposed convolution of kernel
-    4×4 and stride 2, whose taps are sums of the 3×3's: 16 products an input pixel, not 36.
-    """
+class ConvBlock(Block):
+    """The same where ``after`` begins with a convolution: together, where they can be had so."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if tuple(self.size) != (2 * x.shape[-2], 2 * x.shape[-1]) or not plain_float32(x):
-            return super().forward(x)
         mix = self.after[0]
-        out_channels, in_channels = mix.weight.shape[:2]
-        taps = mix.weight.transpose(0, 1).flip(2, 3).reshape(-1, 1, 3, 3)
-        sums = F.conv2d(taps, taps.new_ones(1, 1, 2, 2), padding=1)
-        kernel = sums.view(in_channels, out_channels, 4, 4)
-        return self.after[1:](F.conv_transpose2d(x, kernel, mix.bias, stride=2, padding=1))
+        if doubling.possible(x, self.size, self.upsample, None, mix):
+            return self.after[1:](doubling.decoded(x, self.upsample.mode, None, mix))
+        return super().forward(x)
 
 
 # Noise on a full-size input of 0 to 0.1 drowns it: with the 1/30 of the skip networks the Deep
@@ -174,8 +165,7 @@ def _conv_decoder(
         mix = conv(channels, width, 3)
         if upsample_first:
             grow = upsamplers.make(upsample_mode, channels)
-            block = NearestBlock if upsample_mode == "nearest" else Block
-            layers.append(block(nn.Identity(), grow, nn.Sequential(mix, *finish()), size))
+            layers.append(ConvBlock(nn.Identity(), grow, nn.Sequential(mix, *finish()), size))
         else:
             grow = upsamplers.make(upsample_mode, width)
             layers.append(Block(mix, grow, nn.Sequential(*finish()), size))

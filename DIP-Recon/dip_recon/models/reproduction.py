@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..errors import UserError
-from . import upsamplers
+from . import doubling, upsamplers
 from .layers import BatchNorm, Size, centre_crop, conv, join, one_of, output_range, whole
 from .registry import register
 
@@ -70,11 +70,23 @@ class ReproductionUNet(nn.Module):
         maps = [z]
         for down in self.down:
             maps.append(down(maps[-1]))
-        y = self.upsample(self.connect(maps[-1]))
+        y = self.connect(maps[-1])
         for i in reversed(range(len(self.up))):
-            y = self.up[i](join(self.skip[i](maps[i + 1]), y))
-            y = centre_crop(self.upsample(y), maps[i].shape[-2:])
-        return self.output(self.last(y))
+            y = self._decoded(i, self.skip[i](maps[i + 1]), y)
+        # the 1×1 convolution is the same before interpolation, and of a quarter of the pixels
+        y = centre_crop(self.upsample(self.last(y)), z.shape[-2:])
+        return self.output(y)
+
+    def _decoded(self, i: int, skip: Tensor, y: Tensor) -> Tensor:
+        norm, (mix, *rest), last = self.up[i]
+        size = skip.shape[-2:]
+        if doubling.possible(y, size, self.upsample, norm, mix):
+            y = doubling.decoded(y, self.upsample.mode, norm, mix, skip)
+        else:
+            y = mix(norm(join(skip, self.upsample(y))))
+        for layer in rest:
+            y = layer(y)
+        return last(y)
 
 
 @register(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..errors import UserError
-from . import upsamplers
+from . import doubling, upsamplers
 from .layers import (
     Size,
     activation,
@@ -83,12 +83,19 @@ class Scale(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.upsample(self.deeper(self.encoder(x)), self.size)
-        if self.trim and self.size is None:
-            y = centre_crop(y, x.shape[-2:])
-        if self.skip is not None:
-            y = join(self.skip(x), y)
-        return self.decoder(self.norm(y))
+        y = self.deeper(self.encoder(x))
+        skip = None if self.skip is None else self.skip(x)
+        mix, *rest = self.decoder
+        if doubling.possible(y, self.size or x.shape[-2:], self.upsample, self.norm, mix):
+            y = doubling.decoded(y, self.upsample.mode, self.norm, mix, skip)
+        else:
+            y = self.upsample(y, self.size)
+            if self.trim and self.size is None:
+                y = centre_crop(y, x.shape[-2:])
+            y = mix(self.norm(y if skip is None else join(skip, y)))
+        for layer in rest:
+            y = layer(y)
+        return y
 
 
 class SkipUNet(nn.Module):
