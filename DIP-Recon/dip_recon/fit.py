@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
+from . import memory
 from .errors import UserError, nearest
 from .problem import Problem
 from .stopping import Fixed
@@ -363,15 +364,16 @@ def iterate(state: State, iterations: float, callbacks: Sequence[Callable[[State
     began = time.perf_counter() - state.seconds
     if state.guard:
         state.guard.begin(state)
-    while state.iteration < iterations and not state.stopped:
-        state.stopped = step(state)
-        state.iteration += 1
-        state.seconds = time.perf_counter() - began
-        try:
-            watch(state, iterations, callbacks)
-        except FloatingPointError as trouble:
-            if not put_back(state, trouble, callbacks):
-                break
+    with memory.kept():
+        while state.iteration < iterations and not state.stopped:
+            state.stopped = step(state)
+            state.iteration += 1
+            state.seconds = time.perf_counter() - began
+            try:
+                watch(state, iterations, callbacks)
+            except FloatingPointError as trouble:
+                if not put_back(state, trouble, callbacks):
+                    break
 
 
 def watch(state: State, iterations: float, callbacks: Sequence[Callable[[State], None]]) -> None:
