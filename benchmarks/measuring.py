@@ -22,6 +22,7 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "DIP-Recon"))
 
+from dip_recon import memory
 from dip_recon.errors import out_of_memory
 from dip_recon.fit import State, choose
 from dip_recon.flags import fill
@@ -85,9 +86,17 @@ def plain_layers():
         yield
 
 
+@contextmanager
+def given_back():
+    """Freed memory goes back to the system in here, and is kept from then on, as in ``fit``."""
+    memory.keep(False)
+    yield
+    memory.keep(True)
+
+
 def plain_step(s) -> None:
-    """The published loop's step, float32 throughout."""
-    with plain_layers():
+    """The published loop's step, float32 throughout, memory as the C library deals with it."""
+    with plain_layers(), given_back():
         z = s.z + torch.randn(s.z.shape, generator=s.generator, device=s.z.device) * s.jitter
         s.optimizer.zero_grad()
         out = s.network(z)

@@ -96,7 +96,6 @@ class Cluster:
             UserError: the extra is not installed, or nobody answers at the address.
         """
         try:
-            import dask
             import distributed
         except ImportError as error:
             flag = "--scheduler" if self.scheduler else "--workers"
@@ -113,7 +112,6 @@ class Cluster:
                 yield client
             return
         with (
-            dask.config.set({"distributed.nanny.pre-spawn-environ": _memory_kept()}),
             _signals_held_back() as restore,
             tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
             distributed.LocalCluster(
@@ -188,15 +186,6 @@ class Cluster:
 def _choose(asked: tuple[str, str], _=None) -> tuple[str, str]:
     device, precision = choose(*asked)
     return device.type, precision
-
-
-def _memory_kept() -> dict[str, int]:
-    """Environment of a worker in which memory that a step frees is there for the next one.
-
-    Dask's own setting gives it back to the system each time, and small networks take a quarter
-    longer for it.
-    """
-    return {"MALLOC_TRIM_THRESHOLD_": 2**30, "MALLOC_MMAP_THRESHOLD_": 2**25}
 
 
 @contextmanager
