@@ -90,8 +90,10 @@ def plain_layers():
 def given_back():
     """Freed memory goes back to the system in here, and is kept from then on, as in ``fit``."""
     memory.keep(False)
-    yield
-    memory.keep(True)
+    try:
+        yield
+    finally:
+        memory.keep(True)
 
 
 def plain_step(s) -> None:

@@ -184,9 +184,16 @@ def test_another_error_is_no_want_of_memory(picture, monkeypatch):
         batch._restored(job, batch.Wishes({"dim": [4], "num_iters": 1}), lambda line: None)
 
 
-def test_an_experiment_that_runs_out_says_so_in_one_line(capsys):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"),
+        RuntimeError("std::bad_alloc"),
+    ],
+)
+def test_an_experiment_that_runs_out_says_so_in_one_line(capsys, error):
     def work():
-        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+        raise error
 
     assert exit_status(work, "python denoising.py --resume") == 1
     said = capsys.readouterr().err
@@ -223,6 +230,51 @@ def test_under_a_limit_of_memory_a_picture_is_restored_by_tiles(tmp_path, pictur
     assert done.returncode == 0, done.stderr
     assert "not enough memory: goes on by tiles" in done.stdout
     assert images.read(tmp_path / "a_denoised.png").size == (192, 192)
+
+
+FAULTS = """
+import resource, sys
+import torch
+from dip_recon import memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.empty(2**24).fill_(1.0)  # 64 MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(faults())
+with memory.kept():
+    with memory.kept():
+        for _ in range(5):  # until the heap is as large as it gets
+            faults()
+    print(faults())
+print(faults())
+"""
+
+
+@pytest.mark.skipif(not memory._glibc(), reason="glibc alone is told to")
+def test_what_is_freed_stays_while_a_fit_lasts():
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    before, within, after = map(int, done.stdout.split())
+    assert within < before / 20 and within < after / 20
+
+
+def test_where_there_is_no_glibc_nothing_is_done(monkeypatch):
+    def none(_):
+        raise TypeError
+
+    monkeypatch.setattr(memory.ctypes, "CDLL", none)
+    with memory.kept():
+        memory.keep(True)
+
+
+def test_a_card_is_reckoned_by_the_way_that_it_takes(monkeypatch):
+    job, o = big(256, model_type="DIP_orig")
+    here = needs.needed(job, o)
+    monkeypatch.setattr(needs, "choose", lambda *_: (torch.device("cuda"), "fp32"))
+    assert needs.needed(job, o) * needs.WASTE["cpu"] > 1.1 * here * needs.WASTE["cuda"]
 
 
 def test_what_is_free_heeds_a_container(tmp_path, monkeypatch):

@@ -88,10 +88,8 @@ def exit_status(
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether this says that memory did not suffice: Python's way, torch's, oneDNN's or C++'s."""
-    words = (
-        *("out of memory", "allocate memory", "enough memory"),
-        *("bad_alloc", "could not create a primitive"),
-    )
+    words = ("out of memory", "allocate memory", "enough memory", "bad_alloc")
+    words += ("could not create a primitive",)
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     )

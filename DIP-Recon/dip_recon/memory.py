@@ -35,7 +35,8 @@ def free(device: torch.device | None = None) -> int:
     return min(_available(), _of_container(), _of_process())
 
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+# of glibc's malloc.h
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _users = 0
 _lock = threading.Lock()
 
@@ -58,17 +59,26 @@ def kept() -> Iterator[None]:
             _users -= 1
             if not _users:
                 keep(False)
-                with suppress(AttributeError, OSError):
-                    ctypes.CDLL(None).malloc_trim(0)
+                if libc := _glibc():
+                    libc.malloc_trim(0)
 
 
 def keep(freed: bool) -> None:
-    """Have glibc keep freed memory up to 2 GB, or give it back as it comes to do by itself."""
-    most = 2**31 - 1 if freed else 2**25
-    with suppress(AttributeError, OSError, TypeError):  # not glibc
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_MMAP_THRESHOLD, most)
-        mallopt(_TRIM_THRESHOLD, most if freed else 2 * most)
+    """Have glibc keep all that is freed; or give it back beyond 64 MB and arrays beyond 32 MB,
+    which it comes to by itself where arrays of that size are freed."""
+    if libc := _glibc():
+        libc.mallopt(_MMAP_MAX, 0 if freed else 2**16)
+        libc.mallopt(_TRIM_THRESHOLD, -1 if freed else 2**26)
+        libc.mallopt(_MMAP_THRESHOLD, 2**25)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """The C library, if it is glibc."""
+    with suppress(TypeError, OSError):  # Windows
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim"):
+            return libc
+    return None
 
 
 def words(count: float) -> str:

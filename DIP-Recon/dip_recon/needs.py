@@ -38,13 +38,15 @@ def needed(job: Job, o: Options) -> int:
     device, precision = choose(o.device, o.precision)
     settings = network_settings(job, o)
     bf16 = torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext()
+    # in float32 the CPU has ways of its own, which save memory
+    place = "cpu" if device.type == "cpu" or precision == "bf16" else "meta"
     live = _Live()
-    with FakeTensorMode(), live:
-        network = models.build(o.model_type, **settings)
-        z = torch.empty(1, settings["in_channels"], *settings["in_size"])
+    with FakeTensorMode() if place == "cpu" else nullcontext(), live:
+        network = models.build(o.model_type, **settings, device=place)
+        z = torch.empty(1, settings["in_channels"], *settings["in_size"], device=place)
         with bf16:
-            out = network(z + torch.empty(z.shape))
-        (out.float() - torch.empty(out.shape)).square().mean().backward()
+            out = network(z + torch.empty_like(z))
+        (out.float() - torch.empty_like(out)).square().mean().backward()
     weights = 4 * _weights(network)
     passing = live.most - 2 * weights  # all but the weights and their gradients
     kept = (4 + o.average_last) * 4 * out.numel()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .layers import BatchNorm, Size, plain_float32
@@ -138,6 +139,7 @@ class _Normalised(torch.autograd.Function):
         ctx.save_for_backward(x, weight, mean, variance)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor, *_):
         x, weight, mean, variance = ctx.saved_tensors
         centred = x - mean[:, None, None]
@@ -149,7 +151,7 @@ class _Normalised(torch.autograd.Function):
         turn = -scale * rstd.square() * correlated / count
         shift = -scale * total / count
         inner = torch.addcmul(shift[:, None, None], filtered, turn[:, None, None])
-        inner.addcmul_(grad, scale[:, None, None])
+        inner = torch.addcmul(inner, grad, scale[:, None, None])
         return inner, rstd * correlated, total, None, None
 
 

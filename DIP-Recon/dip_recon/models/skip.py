@@ -86,7 +86,9 @@ class Scale(nn.Module):
         y = self.deeper(self.encoder(x))
         skip = None if self.skip is None else self.skip(x)
         mix, *rest = self.decoder
-        if doubling.possible(y, self.size or x.shape[-2:], self.upsample, self.norm, mix):
+        size = tuple(x.shape[-2:])
+        fits = self.size in (None, size)
+        if fits and doubling.possible(y, size, self.upsample, self.norm, mix):
             y = doubling.decoded(y, self.upsample.mode, self.norm, mix, skip)
         else:
             y = self.upsample(y, self.size)

@@ -188,8 +188,8 @@ def _without(labels: dict, typed: dict, axis: str, sweep: Sweep) -> dict:
     varied = [name for name, count in counts.items() if 0 < count < len(labels)]
     if not varied and any(a == b for a, b in itertools.combinations(left.values(), 2)):
         varied = [name for name, count in counts.items() if count]
-    for name in varied:
-        raise UserError(f"--{name}: {sweep.path.name} varies it by {axis}; edit that file")
+    if varied:
+        raise UserError(f"--{varied[0]}: {sweep.path.name} varies it by {axis}; edit that file")
     return left
 
 
