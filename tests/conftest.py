@@ -13,6 +13,11 @@ from dip_recon.problem import Problem
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    """What takes longest begins first, so that the others are not waited for by one alone."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 def refused(call, *words):
     """The call raises UserError in one line that holds all the words; returns the line."""
     with pytest.raises(UserError) as caught:

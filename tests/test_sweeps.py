@@ -353,7 +353,7 @@ def test_two_workers_get_the_same_as_one(sweep_file, tmp_path, capsys):
     assert alone == both
 
 
-LONG = SMALL.replace("--num_iters 12", "--num_iters 1500") + " --checkpoint_every 50"
+LONG = SMALL.replace("--num_iters 12", "--num_iters 700") + " --checkpoint_every 50"
 
 
 def started(path, tmp_path, *words):
@@ -375,6 +375,7 @@ def until(condition, process, seconds=300):
         time.sleep(0.02)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "words, sent", [((), signal.SIGTERM), (("--workers", "2"), signal.SIGUSR1)]
 )
@@ -402,6 +403,7 @@ def test_an_interrupted_sweep_leaves_a_table_and_goes_on(sweep_file, tmp_path, w
     assert all(log.count("--- ") == 2 for log in logs)  # one closing line each
 
 
+@pytest.mark.long
 def test_a_cluster_outlives_a_worker(sweep_file, tmp_path):
     """A real scheduler and workers; one is killed in the middle of a run."""
     path = sweep_file(grid={"seed": [7, 8]})
