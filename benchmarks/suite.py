@@ -55,7 +55,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from dip_recon import metrics, models
+from dip_recon import memory, metrics, models
 from dip_recon.callbacks import Checkpoints, Evaluation, Lines, Snapshots
 from dip_recon.fit import choose, fit, step
 from dip_recon.runs import Run
@@ -268,6 +268,7 @@ def main(argv: list[str] | None = None) -> None:
     a.steps = 1
     a.until = math.inf if a.full else time.monotonic() + 60 * a.minutes
     ROWS.clear()
+    memory.keep(True)  # as in every fit
     device, precision = choose()
     note("machine", torch=torch.__version__, threads=torch.get_num_threads(), device=device.type,
          precision=precision)  # fmt: skip
