@@ -18,6 +18,7 @@ from dip_recon.figures import FIGURES, draw
 from dip_recon.figures.curves import response, stop_band_gain
 from dip_recon.figures.methods import methods
 from dip_recon.figures.records import fair, group, load, over_seeds
+from dip_recon.figures.run import curves
 from dip_recon.figures.spectra import BANDS, density
 from dip_recon.runs import Run
 
@@ -406,3 +407,13 @@ def test_figures_and_tables_need_no_network():
     )
     env = os.environ | {"PYTHONPATH": str(PACKAGE)}
     assert subprocess.run([sys.executable, "-c", code], env=env).returncode == 0
+
+
+@pytest.mark.parametrize(("weight", "lines"), [(0.99, 3), (0, 2)])
+def test_without_a_moving_average_there_is_one_line_against_the_clean_picture(
+    tmp_path, weight, lines
+):
+    axes = curves(made(tmp_path, exp_weight=weight)).axes[0]
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert sum("against" in label for label in labels) == lines
+    assert any("average" in label for label in labels) == (weight > 0)

@@ -72,21 +72,24 @@ def curves(run: Run) -> Figure:
     rows, result = run.history(), run.result()
     at = [row["iteration"] for row in rows]
     known = rows[-1]["psnr_gt"] is not None
+    averaged = run.config().get("exp_weight") != 0
+    shown = "moving average" if averaged else "output"
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.add_subplot()
-    if known:
+    if known and averaged:
         axes.plot(at, [r["psnr_gt"] for r in rows], color=ORANGE, lw=0.8, alpha=0.7,
                   label="output against clean")  # fmt: skip
+    if known:
         axes.plot(at, [r["psnr_gt_sm"] for r in rows], color=BLUE, lw=2,
-                  label="moving average against clean")  # fmt: skip
+                  label=f"{shown} against clean")  # fmt: skip
     axes.plot(at, [r["psnr_noisy"] for r in rows], color=GREY, lw=1.4, ls="--",
-              label="moving average against measurement")  # fmt: skip
+              label=f"{shown} against measurement")  # fmt: skip
     stop, rule = result.get("stop_iteration"), result.get("stopping")
     if stop is not None:
         axes.axvline(stop, color="black", lw=1, ls=":", label=f"stopped at {stop} ({rule})")
     best, best_at = result.get("psnr_oracle"), result.get("oracle_iteration")
     if known and None not in (best, best_at):
-        label = f"oracle of the average: {best:.2f} dB at {best_at}"
+        label = f"oracle{' of the average' * averaged}: {best:.2f} dB at {best_at}"
         axes.plot(best_at, best, "o", mfc="none", color="black", label=label)
     axes.set(
         xlabel="iteration", ylabel="PSNR (dB)", title=f"{result['image']}, {result['model_type']}"
