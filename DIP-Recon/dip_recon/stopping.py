@@ -131,14 +131,15 @@ class WindowedVariance(_VarianceMinimum):
             self.total = torch.zeros_like(new)
         slot = self.count % self.window
         old = self.outputs[slot].double()
-        self.total += new - old
+        self.total += new
+        self.total -= old
         self.squares += float(new.dot(new) - old.dot(old))
         self.outputs[slot] = values
         self.count += 1
         if self.count < self.window:
             return None
-        mean = self.total / self.window
-        return (self.squares / self.window - float(mean.dot(mean))) / values.numel()
+        of_mean = float(self.total.dot(self.total)) / self.window**2
+        return (self.squares / self.window - of_mean) / values.numel()
 
     def state_dict(self) -> dict:
         kept = {k: getattr(self, k) for k in ("outputs", "count", "total", "squares")}
