@@ -408,6 +408,14 @@ def test_help_does_not_import_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=folder).returncode == 0
 
 
+def test_a_fit_waits_for_no_plots_and_statistics():
+    """Matplotlib and scipy.stats take seconds to import."""
+    code = "import sys, dip_recon.experiment, dip_recon.own, dip_recon.sweeps.command; "
+    code += "sys.exit('matplotlib' in sys.modules or 'scipy.stats' in sys.modules)"
+    folder = Path(__file__).parents[1] / "DIP-Recon"
+    assert subprocess.run([sys.executable, "-c", code], cwd=folder).returncode == 0
+
+
 def test_files_of_others_are_left_alone(tmp_path, picture, capsys):
     images.save_png(tmp_path / "noisy.png", picture(3))
     before = (tmp_path / "noisy.png").read_bytes()

@@ -444,6 +444,18 @@ def test_a_cluster_outlives_a_worker(sweep_file, tmp_path):
             p.wait()
 
 
+def test_a_scheduler_without_workers_is_told_of(monkeypatch):
+    """After a while: workers are often started together with what wants them."""
+    from distributed import LocalCluster
+
+    monkeypatch.setattr(cluster, "FIRST", 0.1)
+    with LocalCluster(n_workers=0, processes=False, dashboard_address=None) as empty:
+        refused(
+            lambda: cluster.Cluster(scheduler=empty.scheduler_address).ask(len, []),
+            empty.scheduler_address, "no worker came", "dask worker",
+        )  # fmt: skip
+
+
 # ---------------------------------------------------------------- estimating
 
 

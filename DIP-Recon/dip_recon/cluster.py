@@ -20,6 +20,7 @@ from .fit import choose
 
 _ONE_AT_A_TIME = threading.Lock()  # a worker with several threads still fits one picture
 PATIENCE = "10s"  # with a scheduler that does not answer
+FIRST = 30  # seconds for the first worker to come: they are often started at the same moment
 
 
 @dataclass
@@ -75,8 +76,14 @@ class Cluster:
             if self.threads_each:
                 torch.set_num_threads(self.threads_each)
             return function(task, None)
-        if not self.count():
-            raise UserError(f"--scheduler {self.scheduler}: it has no workers now")
+        with self.client() as client:
+            try:
+                client.wait_for_workers(1, timeout=FIRST)
+            except TimeoutError as error:
+                raise UserError(
+                    f"--scheduler {self.scheduler}: no worker came to it in {FIRST} s; start one: "
+                    f"dask worker {self.scheduler} --nthreads 1"
+                ) from error
         [(_, answer)] = self.each(function, [task])
         if isinstance(answer, Exception):
             raise answer

@@ -10,7 +10,9 @@ Pictures are numpy arrays [C, H, W] with values in [0, 1].
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtr
+
+from .noise import density
 
 BINS = 256  # of brightness, that what was left is counted in
 PARTS = 64  # at most, of equally many pixels, that they are joined to
@@ -21,10 +23,10 @@ FEW = 0.002  # share of all pixels: less than that at the end is not worth it
 # For x = tσ above the end and normal noise of deviation σ: mean and deviation, in units of σ, of
 # what clipping leaves, and their ratio, which rises with t.
 _T = np.linspace(-3, 6, 4001)
-_MEAN = norm.pdf(_T) + _T * norm.cdf(_T)
-_DEVIATION = np.sqrt((_T**2 + 1) * norm.cdf(_T) + _T * norm.pdf(_T) - _MEAN**2)
+_MEAN = density(_T) + _T * ndtr(_T)
+_DEVIATION = np.sqrt((_T**2 + 1) * ndtr(_T) + _T * density(_T) - _MEAN**2)
 _RATIO = _MEAN / _DEVIATION
-_MEAN_AT_END = float(norm.pdf(0))
+_MEAN_AT_END = float(density(0))
 TRUE = np.linspace(0, 1, 2001)
 
 
@@ -116,7 +118,7 @@ def _means(mean: np.ndarray, deviation: np.ndarray, n: np.ndarray, at_end: np.nd
         return None
     level = np.median(sigma[near])
     fades = level < FADES * np.median(sigma[np.argsort(off)[-8:]])
-    piled = at_end[near].sum() >= PILED * (n * norm.cdf(-t))[near].sum()
+    piled = at_end[near].sum() >= PILED * (n * ndtr(-t))[near].sum()
     if fades or not piled or level <= 0:
         return None
     counts = to_other > 2  # the other end has hardly any say in it

@@ -10,8 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 from scipy.ndimage import correlate1d, gaussian_filter, uniform_filter, uniform_filter1d
-from scipy.optimize import brentq
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri  # scipy.stats takes a second to import
 
 from .errors import UserError
 
@@ -39,6 +38,11 @@ def add_poisson(x: np.ndarray, scale: float, rng: np.random.RandomState) -> np.n
     return np.clip(rng.poisson(x / scale) * scale, 0, 1).astype(np.float32)
 
 
+def density(x: np.ndarray) -> np.ndarray:
+    """φ(x), the standard normal distribution's."""
+    return np.exp(-np.square(x) / 2) / math.sqrt(2 * math.pi)
+
+
 def clipped_moments(x: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of clip(x + n, 0, 1) for n normal with deviation ``sigma`` (0–255 scale).
 
@@ -49,10 +53,10 @@ def clipped_moments(x: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray
     """
     x, s = np.asarray(x, dtype=np.float64), sigma / 255
     a, b = -x / s, (1 - x) / s
-    below, above = norm.cdf(a), norm.sf(b)
+    below, above = ndtr(a), ndtr(-b)
     inside = 1 - below - above
-    mean = x * inside + s * (norm.pdf(a) - norm.pdf(b)) + above
-    second = s**2 * (inside - b * norm.pdf(b) + a * norm.pdf(a))
+    mean = x * inside + s * (density(a) - density(b)) + above
+    second = s**2 * (inside - b * density(b) + a * density(a))
     second += x**2 * below + (1 - x) ** 2 * above
     return mean, second - (mean - x) ** 2
 
@@ -290,6 +294,8 @@ def _inverse(deviation: Callable[[float], float], given: float) -> float | None:
     """The noise level (0–255) of which clipping leaves the deviation ``given``, None if of none."""
     if given < 0.1 or deviation(400.0) <= given:
         return None
+    from scipy.optimize import brentq  # takes half a second to import: not in every process
+
     return float(brentq(lambda s: deviation(s) - given, 0.05, 400.0, xtol=0.01))
 
 
@@ -381,4 +387,4 @@ def _finest_detail(x: np.ndarray) -> np.ndarray:
 def _gaussian_mad(coefficients: np.ndarray) -> float:
     magnitude = np.abs(coefficients)
     magnitude = magnitude[magnitude > 1e-12]  # zero but for rounding
-    return float(np.median(magnitude) / norm.ppf(0.75)) if magnitude.size else 0.0
+    return float(np.median(magnitude) / ndtri(0.75)) if magnitude.size else 0.0

@@ -13,8 +13,7 @@ from pathlib import Path
 from statistics import fmean
 
 from .figures.methods import SHORT, methods, shown
-from .figures.records import Record, group, over_seeds, psnr_of_mean
-from .figures.style import natural
+from .figures.records import Record, group, natural, over_seeds, psnr_of_mean
 from .files import atomic
 from .runs import Run
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ..errors import UserError
 from .methods import mixed
-from .records import Curve, Record, curve, fair, group, over_seeds, upsampler
+from .records import Curve, Record, curve, fair, group, natural, over_seeds, upsampler
 from .style import (
     COLUMN,
     DASHES,
@@ -22,7 +22,6 @@ from .style import (
     Drawing,
     grid,
     line,
-    natural,
     put_legend,
     shorten,
 )

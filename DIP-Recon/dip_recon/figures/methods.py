@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 
 from ..options import NOT_IN_THE_NUMBERS
-from .records import Record
-from .style import natural
+from .records import Record, natural
 
 # Runs are averaged over these, or they say where and how often to look.
 IGNORED = {

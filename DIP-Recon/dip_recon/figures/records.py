@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,6 @@ import numpy as np
 from .. import images
 from ..errors import UserError
 from ..runs import Run, find
-from .style import natural
 
 K = TypeVar("K", bound=Hashable)
 
@@ -225,3 +225,15 @@ def width(record: Record) -> int:
             f"{record.run.folder}: {record.network} has no width (dim), which this figure needs"
         )
     return dim
+
+
+def natural(value) -> list:
+    """A sort key that puts LPF2 before LPF14 and 32 before 128, and nothing first."""
+    if isinstance(value, tuple | list):
+        return [part for v in value for part in (*natural(v), (-1, 0, ""))]
+    if value is None:
+        return []
+    if isinstance(value, int | float):
+        return [(0, value, "")]
+    parts = re.findall(r"\d+|\D+", str(value).lower())
+    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts]

@@ -13,8 +13,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from ..errors import UserError
 from .methods import methods, mixed, show
-from .records import Record, deviation, fair, group, over_seeds, width
-from .style import COLOURS, COLUMN, DASHES, MARKERS, PAGE, Drawing, grid, natural, put_legend
+from .records import Record, deviation, fair, group, natural, over_seeds, width
+from .style import COLOURS, COLUMN, DASHES, MARKERS, PAGE, Drawing, grid, put_legend
 
 FILLED = "Filled: stopped; hollow: oracle, the best of the same run."
 SCALED, ORIGINAL = "DIP_2_scaled", "DIP_orig"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 import warnings
 from dataclasses import dataclass, field
@@ -62,18 +61,6 @@ def grid(panels: int) -> tuple[int, int]:
     """Rows and columns for so many panels: at most three beside each other."""
     columns = 2 if panels == 4 else min(panels, 3)
     return -(-panels // columns), columns
-
-
-def natural(value) -> list:
-    """A sort key that puts LPF2 before LPF14 and 32 before 128, and nothing first."""
-    if isinstance(value, tuple | list):
-        return [part for v in value for part in (*natural(v), (-1, 0, ""))]
-    if value is None:
-        return []
-    if isinstance(value, int | float):
-        return [(0, value, "")]
-    parts = re.findall(r"\d+|\D+", str(value).lower())
-    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts]
 
 
 def put_legend(figure: FigureBase, axes: Axes, title: str | None = None) -> None:

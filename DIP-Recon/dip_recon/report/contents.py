@@ -11,8 +11,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from ..data import sets
 from ..errors import UserError
 from ..figures.methods import SHORT, methods, shown
-from ..figures.records import Record, group, upsampler
-from ..figures.style import natural
+from ..figures.records import Record, group, natural, upsampler
 from ..runs import read_csv
 from .pictures import Pictures
 
