@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dip_recon import images, stopping
+from dip_recon import figures, images, stopping
 from dip_recon.errors import UserError
 from dip_recon.fit import State, make_optimizer
 from dip_recon.models import build
@@ -40,6 +40,13 @@ def picture():
         return x.astype(np.float32)
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request, monkeypatch):
+    """Runs do not draw their two figures, which takes longer than a small fit, but where marked."""
+    if request.node.get_closest_marker("drawn") is None:
+        monkeypatch.setattr(figures, "draw_run", lambda run: None)
 
 
 @pytest.fixture

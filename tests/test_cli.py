@@ -93,6 +93,7 @@ def test_holes_may_be_transparent_or_of_a_colour(tmp_path, picture, capsys):
     assert "--missing" in capsys.readouterr().err
 
 
+@pytest.mark.drawn
 def test_keep_leaves_a_run_folder_and_refuses_another_picture(tmp_path, picture, capsys):
     images.save_png(tmp_path / "a.png", picture(3))
     images.save_png(tmp_path / "b.png", 1 - picture(3))
@@ -104,6 +105,7 @@ def test_keep_leaves_a_run_folder_and_refuses_another_picture(tmp_path, picture,
     assert "--keep" in capsys.readouterr().err and out.read_bytes() == before
 
 
+@pytest.mark.drawn
 def test_what_is_kept_is_not_done_again(tmp_path, picture, capsys, monkeypatch):
     images.save_png(tmp_path / "a.png", picture(3))
     words = [tmp_path / "a.png", "-o", tmp_path / "out.png", "--keep", tmp_path / "kept"]
@@ -148,6 +150,7 @@ def test_a_draft_says_that_its_levels_are_halved(tmp_path, picture, capsys):
     assert "a draft" in said.splitlines()[0] and "restored in" in said
 
 
+@pytest.mark.drawn
 def test_demo(tmp_path, capsys):
     assert run("demo", "-o", tmp_path / "demo") == 0
     said = capsys.readouterr().out

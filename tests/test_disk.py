@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from dip_recon import experiment, files
+from dip_recon import files
 from dip_recon.callbacks import Checkpoints
 from dip_recon.experiment import main
 from dip_recon.options import DenoisingOptions
@@ -20,12 +20,11 @@ METHOD = "denoising/DIP_2_scaled"
 
 
 @pytest.fixture
-def go(folder, tmp_path, monkeypatch, capsys):
+def go(folder, tmp_path, capsys):
     """A function that runs a small experiment under a name; its status and what it said.
 
     An error is one line on stderr, and no temporary file is left.
     """
-    monkeypatch.setattr(experiment.figures, "draw_run", lambda run: None)
 
     def call(name, *more):
         words = ["--folder_path", str(folder / "grey.png"), "--save_folder", str(tmp_path / name)]

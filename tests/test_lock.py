@@ -204,6 +204,7 @@ def test_results_hold_what_another_process_finished_meanwhile(tmp_path, monkeypa
     ]  # fmt: skip
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("sweep", [False, True])
 def test_a_run_killed_after_its_result_is_finished_off(folder, tmp_path, sweep):
     """The figures come after result.json; a dead lock tells that somebody was killed over them."""

@@ -57,6 +57,7 @@ def test_the_oracle_is_a_moment_of_the_run(folder, tmp_path, monkeypatch):
     assert told["psnr_oracle"] == pytest.approx(best, abs=0.01)
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize(
     "cls, task, flags",
     [
@@ -218,11 +219,12 @@ def test_transformer_dip_runs_from_anywhere_and_saves_its_recipe(folder, tmp_pat
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("stopping", ["fixed", "ES-WMV"])
-def test_killed_three_times_and_resumed_is_identical(folder, tmp_path, stopping):
+@pytest.mark.long
+def test_killed_three_times_and_resumed_is_identical(folder, tmp_path):
+    """With a rule, which has a state of its own."""
     (folder / "grey.png").unlink()
     flags = f"--folder_path {folder} --dim 8 --num_iters 300 --checkpoint_every 20 --device cpu"
-    flags = f"{flags} --stopping {stopping} --window 20 --patience 60 --save_folder".split()
+    flags = f"{flags} --stopping ES-WMV --window 20 --patience 60 --save_folder".split()
     whole = script("denoising.py", *flags, tmp_path / "whole")
     assert whole.wait(120) == 0, whole.stderr.read()
     method = tmp_path / "broken/denoising/DIP_2_scaled"
@@ -231,7 +233,7 @@ def test_killed_three_times_and_resumed_is_identical(folder, tmp_path, stopping)
         seen = _iteration(method / "colour")
         deadline = time.time() + 60
         while _iteration(method / "colour") < seen + 20 * (n + 1) and time.time() < deadline:
-            time.sleep(0.01)
+            time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert not (method / "colour/result.json").exists()

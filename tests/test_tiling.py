@@ -3,6 +3,7 @@
 import csv
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -82,6 +83,7 @@ def ramp(size):
     return (0.3 + 0.4 * np.outer(h, w))[None]
 
 
+@pytest.mark.drawn
 def test_a_tiled_run_leaves_the_run_folder(tmp_path, folder, capsys):
     text = f"{FLAGS} --tile 24 --overlap 4 --folder_path {folder} --save_folder {tmp_path}"
     assert main(TiledOptions, text.split()) == 0
@@ -316,6 +318,7 @@ def test_a_zarr_is_denoised_by_windows(tmp_path):
     assert zarr.open_array(tmp_path / "out.zarr", mode="r").shape == (60, 70)
 
 
+@pytest.mark.long
 def test_a_killed_job_goes_on_where_it_was(tmp_path):
     noisy = 255 * (ramp((130, 100))[0] + 0.05 * np.random.RandomState(0).randn(130, 100))
     tifffile.imwrite(tmp_path / "in.tif", noisy.clip(0, 255).astype(np.uint8))
@@ -326,7 +329,7 @@ def test_a_killed_job_goes_on_where_it_was(tmp_path):
     kept = tmp_path / ".broken.tif.tiles" / "tiles"
     process = subprocess.Popen([*base, "-o", str(tmp_path / "broken.tif")], env=env)
     while process.poll() is None and len(list(kept.glob("*.npz"))) < 3:
-        pass
+        time.sleep(0.01)
     process.kill()
     process.wait()
     done = len(list(kept.glob("*.npz")))

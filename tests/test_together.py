@@ -458,6 +458,7 @@ def test_what_torch_has_put_by_on_a_card_is_free(monkeypatch):
     assert together.memory.free(torch.device("cuda")) == 130
 
 
+@pytest.mark.drawn
 def test_a_sweep_takes_the_seeds_of_a_picture_together(folder, tmp_path, monkeypatch):
     sizes = []
     monkeypatch.setattr(work, "at_once", lambda o, job: 2)

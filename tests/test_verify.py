@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from dip_recon import experiment, images
+from dip_recon import images
 from dip_recon.cli import main as command
 from dip_recon.experiment import main
 from dip_recon.fit import fit
@@ -24,9 +24,8 @@ SMALL += ["--iters_print_acc", "4", "--device", "cpu"]
 
 
 @pytest.fixture
-def stored(folder, tmp_path, monkeypatch):
+def stored(folder, tmp_path):
     """A function that makes a finished run of the grey picture; returns it."""
-    monkeypatch.setattr(experiment.figures, "draw_run", lambda run: None)
 
     def make(cls=DenoisingOptions, *more):
         words = ["--folder_path", str(folder / "grey.png"), "--save_folder", str(tmp_path / "runs")]
