@@ -219,6 +219,18 @@ def test_transformer_dip_runs_from_anywhere_and_saves_its_recipe(folder, tmp_pat
     }  # fmt: skip
 
 
+def test_a_run_stopped_over_its_figures_has_its_closing_line(folder, tmp_path, monkeypatch):
+    def stop(run):
+        raise KeyboardInterrupt
+
+    flags = f"{SMALL} --folder_path {folder / 'grey.png'} --save_folder {tmp_path / 'runs'}"
+    monkeypatch.setattr(experiment.figures, "draw_run", stop)
+    assert call(DenoisingOptions, flags) == 130
+    method = tmp_path / "runs/denoising/DIP_2_scaled"
+    assert (method / "grey/result.json").is_file()
+    assert (method / "log.txt").read_text().count("--- grey ---") == 1
+
+
 @pytest.mark.long
 def test_killed_three_times_and_resumed_is_identical(folder, tmp_path):
     """With a rule, which has a state of its own."""

@@ -449,7 +449,7 @@ def test_a_scheduler_without_workers_is_told_of(monkeypatch):
     from distributed import LocalCluster
 
     monkeypatch.setattr(cluster, "FIRST", 0.1)
-    with LocalCluster(n_workers=0, processes=False, dashboard_address=None) as empty:
+    with LocalCluster(n_workers=0, processes=False, dashboard_address="127.0.0.1:0") as empty:
         refused(
             lambda: cluster.Cluster(scheduler=empty.scheduler_address).ask(len, []),
             empty.scheduler_address, "no worker came", "dask worker",

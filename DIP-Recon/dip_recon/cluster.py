@@ -126,7 +126,7 @@ class Cluster:
                 threads_per_worker=1,
                 resources=self.resources or None,
                 memory_limit=None,  # Dask's own limit would kill workers
-                dashboard_address=None,
+                dashboard_address="127.0.0.1:0",  # None is port 8787, seen from outside
                 local_directory=folder,
                 silence_logs="ERROR",
             ) as cluster,

@@ -166,12 +166,14 @@ def run_one(
     o = replace(o, device=device_name, precision=precision)
     tiled = getattr(o, "tile", 0)
     work = _run_tiled if tiled else partial(_run_whole, fitting=fitting)
+    draw_run = figures.draw_run if draw else None  # imported before the fit: not while one leaves
     with run.alone():
         run.begin(configuration(o, job, o.device, o.precision, labels), switches.overwrite)
-        done = work(job, run, o, switches, say, cancelled, bar, exact)
-        if draw:
-            figures.draw_run(run)
-    return done
+        summary, restored = work(job, run, o, switches, say, cancelled, bar, exact)
+        say(closing(summary))  # at once: a run that has its result is not come back to
+        if draw_run:
+            draw_run(run)
+    return summary, restored
 
 
 def _run_whole(
@@ -427,7 +429,6 @@ def run_all(o: Options, switches: Switches, notes: list[str] = ()) -> list[dict]
             summary, _ = run_one(this.job(), run, this.options, switches, say, labels=this.labels)
             summaries.append(summary)
             write_results(folder)
-            say(closing(summary))
         write_results(folder)
         say(f"results: {folder / 'results.csv'}")
         if runs > 1:

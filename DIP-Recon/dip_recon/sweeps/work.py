@@ -14,7 +14,7 @@ from functools import partial
 
 from ..cluster import Cluster
 from ..errors import UserError
-from ..experiment import Plan, closing, open_log, run_one
+from ..experiment import Plan, open_log, run_one
 from ..flags import Switches
 from ..runs import make_folder
 from ..together import at_once, run_together
@@ -57,7 +57,6 @@ def carry_out(
                 plan.job(), plan.run, plan.options, switches, say,
                 labels=plan.labels, cancelled=cancelled, bar=bar, **how,
             )  # fmt: skip
-            say(closing(result))
     except FAILURES as error:
         return Outcome(plan, error=f"{type(error).__name__}: {error}".splitlines()[0])
     return Outcome(plan, result, seconds=time.perf_counter() - began)
