@@ -411,7 +411,7 @@ def test_help_does_not_import_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=folder).returncode == 0
 
 
-def test_a_fit_waits_for_no_plots_and_statistics():
+def test_nothing_waits_for_plots_that_are_not_drawn_nor_for_statistics():
     """Matplotlib and scipy.stats take seconds to import."""
     code = "import sys, dip_recon.experiment, dip_recon.own, dip_recon.sweeps.command; "
     code += "sys.exit('matplotlib' in sys.modules or 'scipy.stats' in sys.modules)"

@@ -18,7 +18,7 @@ from dip_recon.figures import FIGURES, draw
 from dip_recon.figures.curves import response, stop_band_gain
 from dip_recon.figures.methods import methods
 from dip_recon.figures.records import fair, group, load, over_seeds
-from dip_recon.figures.run import curves
+from dip_recon.figures.run import comparison, curves
 from dip_recon.figures.spectra import BANDS, density
 from dip_recon.runs import Run
 
@@ -417,3 +417,16 @@ def test_without_a_moving_average_there_is_one_line_against_the_clean_picture(
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert sum("against" in label for label in labels) == lines
     assert any("average" in label for label in labels) == (weight > 0)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (40, 36)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_of_any_shape_stand_beside_each_other(tmp_path, size, channels):
+    run = made(tmp_path, picture="a $x_2")
+    for name in ("noisy", "restored", "clean"):
+        images.save_png(run.folder / f"{name}.png", np.full((channels, *size), 0.5, np.float32))
+    figure = comparison(run)
+    figure.canvas.draw()
+    assert [axes.get_title() for axes in figure.axes[::2]] == [
+        "measured, 20.00 dB", "restored, 30.00 dB", "clean",
+    ]  # fmt: skip

@@ -63,9 +63,9 @@ print(json.dumps(found))
 """
 NETWORKS = [
     ("DIP_2_scaled", [32], [128, 192]),
-    ("DD", [64], [128]),
-    ("ConvDecoder", [32], [160]),
-    ("PG_DIP", [32], [160]),
+    ("DD", [64], [96, 128]),
+    ("ConvDecoder", [32], [96, 160]),
+    ("PG_DIP", [32], [128, 192]),
     ("DIP_2_scaled", [512], [32]),
 ]
 

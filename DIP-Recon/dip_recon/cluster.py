@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import tempfile
@@ -70,7 +71,8 @@ class Cluster:
     def ask(self, function: Callable[[Any, Callable[[], bool] | None], Any], task: Any) -> Any:
         """``function(task, cancelled)`` once, where the work will be done; raises what it raises.
 
-        For processes of this machine that is here, with as many threads as they will have.
+        For processes of this machine that is here, with as many threads as they will have. A
+        scheduler is given ``FIRST`` seconds to have a worker; UserError if it has none then.
         """
         if not self.scheduler:
             if self.threads_each:
@@ -79,7 +81,7 @@ class Cluster:
         with self.client() as client:
             try:
                 client.wait_for_workers(1, timeout=FIRST)
-            except TimeoutError as error:
+            except asyncio.TimeoutError as error:  # before Python 3.11 not the built-in one
                 raise UserError(
                     f"--scheduler {self.scheduler}: no worker came to it in {FIRST} s; start one: "
                     f"dask worker {self.scheduler} --nthreads 1"

@@ -152,7 +152,7 @@ def run_one(
     exact: bool = False,
     fitting: Fitting = fit,
 ) -> tuple[dict, np.ndarray]:
-    """Fit one picture and fill its run folder.
+    """Fit one picture and fill its run folder; the closing line goes to ``say``.
 
     ``cancelled`` is asked after every iteration; once true the run ends like an interrupted one,
     by KeyboardInterrupt after a checkpoint. ``bar``: whether a progress bar is shown on stderr.
@@ -166,7 +166,7 @@ def run_one(
     o = replace(o, device=device_name, precision=precision)
     tiled = getattr(o, "tile", 0)
     work = _run_tiled if tiled else partial(_run_whole, fitting=fitting)
-    draw_run = figures.draw_run if draw else None  # imported before the fit: not while one leaves
+    draw_run = figures.draw_run if draw else None  # imported now: not in a worker that leaves
     with run.alone():
         run.begin(configuration(o, job, o.device, o.precision, labels), switches.overwrite)
         summary, restored = work(job, run, o, switches, say, cancelled, bar, exact)

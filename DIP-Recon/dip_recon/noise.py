@@ -39,7 +39,7 @@ def add_poisson(x: np.ndarray, scale: float, rng: np.random.RandomState) -> np.n
 
 
 def density(x: np.ndarray) -> np.ndarray:
-    """φ(x), the standard normal distribution's."""
+    """φ(x), the density of the standard normal distribution; ``x`` of any shape."""
     return np.exp(-np.square(x) / 2) / math.sqrt(2 * math.pi)
 
 
