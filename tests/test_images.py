@@ -17,6 +17,7 @@ from PIL import Image
 
 from dip_recon import images
 from dip_recon.images.encoding import encode_png16
+from dip_recon.images.large import open_source
 from dip_recon.images.picture import Kind
 
 rng = np.random.default_rng(0)
@@ -239,6 +240,23 @@ def test_a_channel_that_is_not_marked_as_alpha_is_refused(tmp_path, samples, by_
     refused(lambda: read(tmp_path / "x.tif"), "x.tif", f"channel {samples.shape[-1]}", "alpha")
 
 
+@pytest.mark.parametrize("planarconfig", ["contig", "separate"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_where_white_is_0_alpha_is_not_turned(tmp_path, dtype, planarconfig):
+    top = np.iinfo(dtype).max
+    grey = np.full((31, 37), top // 4, dtype)
+    grey[:9] = 0
+    samples = np.stack([grey, np.full_like(grey, top)], 0 if planarconfig == "separate" else -1)
+    options = {"photometric": "miniswhite", "extrasamples": ["unassalpha"]}
+    tiff(tmp_path / "a.tif", samples, planarconfig=planarconfig, **options)
+    read = images.read(tmp_path / "a.tif")
+    with open_source(tmp_path / "a.tif") as source:
+        windows = source.read(0, 31, 0, 37), source.read_alpha(0, 31, 0, 37)
+    for data, alpha in ((read.data, read.alpha), windows):
+        assert (alpha == top).all() and (data[0, :9] == 1).all()
+        np.testing.assert_allclose(data[0, 9:], 1 - (top // 4) / top, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 def test_colours_stored_times_alpha_are_read_as_they_look(tmp_path, dtype):
     top = 1 if dtype == np.float32 else np.iinfo(dtype).max
@@ -299,7 +317,7 @@ def test_float_goes_to_16_bit_png_and_8_bit_jpeg(tmp_path):
 )
 def test_what_a_format_does_not_hold_is_told(tmp_path, name, said):
     kind = Kind("rgb", 32, True) if name.startswith("a") else Kind("cmyk")
-    told = images.lost(tmp_path / name, images.Picture(SMOOTH, None, kind, tmp_path / "x.tif"))
+    told = images.lost(tmp_path / name, kind, False)
     assert bool(told) == bool(said) and said in told
 
 

@@ -12,6 +12,7 @@ from conftest import refused
 from PIL import Image
 
 from dip_recon import images
+from dip_recon.files import clean
 from dip_recon.images import Kind, tiff_windows
 from dip_recon.images.large import create_sink, open_source
 
@@ -588,6 +589,20 @@ def test_resume(target, how):
     assert [p.name for p in target.parent.iterdir()] == [target.name]
 
 
+@pytest.mark.parametrize("name", ["restored.tif", "restored.zarr"])
+def test_what_a_sink_writes_is_nobodys_to_tidy(tmp_path, name, request):
+    """The name has eight letters, as those of what is tidied have."""
+    if name.endswith(".zarr"):
+        request.getfixturevalue("zarr")
+    with create_sink(tmp_path / name, SIZE, 1, Kind("grey")) as sink:
+        for path in tmp_path.iterdir():
+            os.utime(path, (0, 0))
+        clean(tmp_path)
+        sink.write(0, 0, np.full((1, *SIZE), 0.6, np.float32))
+    with open_source(tmp_path / name) as source:
+        assert source.read(0, 1, 0, 1)[0, 0, 0] == np.float32(0.6)
+
+
 @pytest.mark.parametrize("name", ["b.tif", "b.zarr"])
 def test_only_the_same_picture_is_resumed(tmp_path, name, request):
     if name.endswith(".zarr"):
@@ -597,12 +612,12 @@ def test_only_the_same_picture_is_resumed(tmp_path, name, request):
     other = [((8, 8), 1, kind), (SIZE, 3, Kind("rgb")), (SIZE, 1, Kind("grey", 16))]
     for settings in other:
         refused(
-            lambda s=settings: create_sink(path, *s, resume=True), path, f".part-{name}", "delete"
+            lambda s=settings: create_sink(path, *s, resume=True), path, f".half-{name}", "delete"
         )
     create_sink(path, *other[1]).suspend()  # without resume it is thrown away
     with create_sink(path, *other[1], resume=True) as sink:
         assert sink.resumed
-    part = tmp_path / f".part-{name}"
+    part = tmp_path / f".half-{name}"
     if name.endswith(".zarr"):
         part.mkdir()
         (part / "zarr.json").write_text("{")
@@ -612,7 +627,7 @@ def test_only_the_same_picture_is_resumed(tmp_path, name, request):
 
 
 def test_a_folder_that_is_no_zarr_is_never_touched(tmp_path, zarr):
-    for name in ("a.zarr", ".part-b.zarr"):
+    for name in ("a.zarr", ".half-b.zarr"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "thesis.tex").write_text("years of work")
     (tmp_path / "c.zarr").write_text("a file")

@@ -178,7 +178,7 @@ def alone(folder: str | Path, patience: float = 1.0) -> Iterator[None]:
         time.sleep(0.05)
     with suppress(OSError):  # a full disk: then it has no name
         os.ftruncate(handle, 0)
-        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
     try:
         yield
     finally:
@@ -209,7 +209,7 @@ def _busy(folder: str | Path, other: str) -> UserError:
 
 def _owner(handle: int) -> str:
     with suppress(OSError, UnicodeDecodeError):
-        return os.pread(handle, 200, 0).decode() or "another process"
+        return os.read(handle, 200).decode() or "another process"
     return "another process"
 
 

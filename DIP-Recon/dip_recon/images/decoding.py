@@ -298,9 +298,10 @@ def _decode_tiff(path: Path, place: Place | None) -> Decoded | int:
                 "save channels to files of their own"
             )
         dtype = page.dtype
-        planes = page.axes == "SYX" or (
-            page.photometric == tifffile.PHOTOMETRIC.MINISBLACK and page.samplesperpixel > 2
-        )  # which Pillow reads in part only
+        greys = {tifffile.PHOTOMETRIC.MINISBLACK: 2, tifffile.PHOTOMETRIC.MINISWHITE: 1}
+        most_planes = greys.get(page.photometric, page.samplesperpixel)
+        # which Pillow reads in part, or not at all
+        planes = page.axes == "SYX" or page.samplesperpixel > most_planes
         if part is None and dtype in (np.dtype(bool), np.dtype(np.uint8)) and not planes:
             return number
         if dtype is None or page.axes not in ("YX", "YXS", "SYX"):
@@ -334,7 +335,8 @@ def _decode_tiff(path: Path, place: Place | None) -> Decoded | int:
         samples = np.moveaxis(samples, 0, -1) if page.axes == "SYX" else samples
         samples = _turn(np.atleast_3d(samples), getattr(page.tags.get(274), "value", 1))
         if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
-            samples = (1 if dtype.kind == "f" else np.iinfo(dtype).max) - samples
+            top = 1 if dtype.kind == "f" else np.iinfo(dtype).max
+            samples = np.concatenate([top - samples[..., :1], samples[..., 1:]], -1)  # alpha stays
         icc = getattr(page.tags.get(34675), "value", None)
         premultiplied = _ASSOCIATED in page.extrasamples
     deep = {"bits": 8 * dtype.itemsize, "floating": dtype.kind == "f"}

@@ -62,7 +62,7 @@ def create_sink(
     memory and written by ``images.write`` in the end. ``alpha`` is a source of this size and depth
     whose alpha channel is carried over unchanged, as far as the format holds it.
 
-    The picture gets its name in ``close``; before, it is ``.part-<name>`` beside it. With
+    The picture gets its name in ``close``; before, it is ``.half-<name>`` beside it. With
     ``resume``, one that was left there is gone on with, and ``Sink.resumed`` tells whether there
     was one; without, it is thrown away.
 

@@ -225,7 +225,7 @@ def kind_of(dtype: np.dtype, channels: int, icc: bytes | None = None) -> Kind:
 
 def temporary_name(path: Path) -> Path:
     """The name beside ``path`` under which it is written."""
-    return path.with_name(f".part-{path.name}")
+    return path.with_name(f".half-{path.name}")  # not a name that ``files.clean`` knows
 
 
 def other_picture(path: Path, temporary: Path) -> UserError:

@@ -85,15 +85,18 @@ def check_writable(path: str | os.PathLike, size: tuple[int, int] = (1, 1)) -> N
         raise cannot_write(path, error) from error
 
 
-def lost(path: str | os.PathLike, like: Picture) -> str:
-    """What of ``like`` a file of this suffix does not hold, in words; "" if nothing."""
+def lost(path: str | os.PathLike, kind: Kind, has_alpha: bool) -> str:
+    """What of a picture of this kind a file of this suffix does not hold, in words; "" if nothing.
+
+    A .zarr holds all but CMYK.
+    """
     suffix = Path(path).suffix.lower()
-    kind = like.kind
-    words = ["transparency"] * (like.alpha is not None and suffix not in HOLDS_ALPHA)
+    zarr = suffix == ".zarr"
+    words = ["transparency"] * (has_alpha and suffix not in HOLDS_ALPHA and not zarr)
     words += ["CMYK"] * (kind.space == "cmyk" and suffix not in HOLDS_CMYK)
     if kind.floating:
-        words += ["floats"] * (suffix not in HOLDS_FLOAT)
-    elif kind.bits > 8 and suffix not in HOLDS_DEEP:
+        words += ["floats"] * (suffix not in HOLDS_FLOAT and not zarr)
+    elif kind.bits > 8 and suffix not in HOLDS_DEEP and not zarr:
         words.append(f"{kind.bits} bits a sample")
     if not words:
         return ""
