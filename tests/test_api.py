@@ -13,6 +13,7 @@ from torch.nn import functional
 
 import dip_recon
 from dip_recon import api, auto, holes, needs, operators, tasks
+from dip_recon.api import _measurement
 from dip_recon.operators import Blur, gaussian_kernel
 from dip_recon.problem import Problem
 from dip_recon.tiling import tiles
@@ -276,6 +277,16 @@ def test_restore_inverts_any_operator(picture, which):
     assert 0 <= x.min() < x.max() <= 1
     if which != "pixels held out":
         assert np.array_equal(x, dip_recon.restore(y[0].numpy(), A, (32, 32), **more, **SMALL))
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", np.longdouble, np.float16])
+def test_restore_takes_floats_of_any_kind(dtype):
+    y = np.linspace(0, 1, 12).reshape(3, 4)
+    given = y.astype(dtype)[::-1]
+    np.testing.assert_allclose(_measurement(given), y[::-1], atol=1e-3)
+    assert _measurement(given).dtype == torch.float32
+    refused(lambda: _measurement(np.array([None, 1.0])), "object", "floats")
+    refused(lambda: _measurement(y + 1j), "complex")
 
 
 def test_restore_comes_nearer_and_can_be_watched(picture):

@@ -310,6 +310,59 @@ def test_several_pictures_need_a_folder(tmp_path, picture, capsys):
     assert len(list((tmp_path / "in_denoised").iterdir())) == 2
 
 
+def test_the_folder_one_is_in_and_the_one_above(tmp_path, picture, monkeypatch):
+    (tmp_path / "shots" / "raw").mkdir(parents=True)
+    for folder in (tmp_path / "shots", tmp_path / "shots" / "raw"):
+        images.save_png(folder / "a.png", picture())
+    for at, word in (("shots", "."), ("shots/raw", "..")):
+        monkeypatch.chdir(tmp_path / at)
+        found = batch.outputs(batch.expand([word]), None, True, True)
+        assert found == [tmp_path / "shots_denoised" / "a.png"]
+    monkeypatch.chdir(tmp_path)
+    assert batch.outputs(batch.expand(["shots"]), None, True, True) == [
+        Path("shots_denoised/a.png")
+    ]
+    refused(lambda: batch.outputs([Path("/a.png")], None, True, True), "--output FOLDER")
+
+
+def test_a_picture_that_is_left_out_is_named(tmp_path, picture, capsys):
+    (tmp_path / "in").mkdir()
+    for name, size in (("flat", (40, 36)), ("tiny", (5, 5))):
+        images.save_png(tmp_path / "in" / f"{name}.png", np.full((1, *size), 0.4, np.float32))
+    assert run("denoise", tmp_path / "in") == 2
+    said = capsys.readouterr().out
+    assert f"left out: {tmp_path / 'in' / 'tiny.png'}: 5×5 pixels" in said
+    assert run("denoise", tmp_path / "in" / "tiny.png") == 2
+    assert "tiny.png: 5×5 pixels" in capsys.readouterr().err
+    assert run("denoise", tmp_path / "in" / "flat.png", "--overlap", "4") == 2
+    assert capsys.readouterr().err.startswith("error: --overlap")
+
+
+@pytest.mark.parametrize("wrong", ["nan", "sigma"])
+def test_a_frame_that_will_not_do_is_found_before_the_first_is_fitted(
+    tmp_path, picture, capsys, monkeypatch, wrong
+):
+    stack = np.stack([add_gaussian(picture(1), 25, np.random.RandomState(n))[0] for n in range(3)])
+    stack[2] = np.nan if wrong == "nan" else 0.01 * stack[2]
+    tifffile.imwrite(tmp_path / "stack.tif", stack, photometric="minisblack")
+    monkeypatch.setattr(own, "restore", None)
+    assert run("denoise", tmp_path / "stack.tif", "-o", tmp_path / "out.tif", "--sigma", "25") == 2
+    said = capsys.readouterr()
+    assert "frame 3 of " in said.err and "stack.tif" in said.err and not said.out
+    assert [path.name for path in tmp_path.iterdir()] == ["stack.tif"]
+
+
+def test_frames_of_a_palette_are_all_in_colour(tmp_path, picture, monkeypatch):
+    noisy = add_gaussian(picture(3, (40, 36)), 25, np.random.RandomState(7))
+    colour = Image.fromarray((noisy.transpose(1, 2, 0) * 255).astype(np.uint8)).quantize(64)
+    grey = Image.fromarray((noisy[0] * 255).astype(np.uint8)).convert("P")
+    grey.save(tmp_path / "stack.tif", save_all=True, append_images=[colour])
+    assert run("denoise", tmp_path / "stack.tif", "-o", tmp_path / "out.tif") == 0
+    after = tifffile.imread(tmp_path / "out.tif")
+    assert after.shape == (2, 40, 36, 3)
+    assert (after[0] == after[0, ..., :1]).all() and not (after[1] == after[1, ..., :1]).all()
+
+
 def test_what_has_no_noise_stays(tmp_path, capsys):
     flat = np.full((3, 40, 36), 0.4, np.float32)
     images.save_png(tmp_path / "flat.png", flat)
@@ -470,6 +523,15 @@ def test_what_will_not_fit_into_memory_is_not_begun(
     said = capsys.readouterr().err
     assert "x: it takes about" in said and "a smaller" in said
     assert not (tmp_path / "out.png").exists()
+
+
+def test_an_enlargement_beyond_memory_is_not_begun(tmp_path, picture, capsys, monkeypatch):
+    images.save_png(tmp_path / "x.png", picture(3))
+    monkeypatch.setattr(own.memory, "free", lambda device=None: 16 * 3 * 256**2 - 1)
+    monkeypatch.setattr(own, "bicubic", None)
+    assert run("sr", tmp_path / "x.png", "--factor", 8, "-o", tmp_path / "out.png") == 2
+    said = capsys.readouterr().err
+    assert "x.png" in said and "--factor" in said and "3.1 MB" in said
 
 
 def test_what_the_format_does_not_hold_is_said(tmp_path, picture, capsys, monkeypatch):

@@ -1,10 +1,12 @@
 """Tiled runs: joined without a seam, resumed, by workers, from file to file."""
 
 import csv
+import re
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,10 +20,12 @@ from dip_recon.cluster import Cluster
 from dip_recon.experiment import main
 from dip_recon.images.large import open_source
 from dip_recon.metrics import psnr
+from dip_recon.noise import add_gaussian
 from dip_recon.options import DenoisingOptions, TiledOptions
 from dip_recon.prepare import resolve
 from dip_recon.runs import Run
 from dip_recon.tiling import Layout, Tiles, files, tiles
+from dip_recon.tiling.layout import InMemory
 from dip_recon.tiling.tiles import Task, fit_tile
 
 FLAGS = "--dim 4 --num_iters 20 --transition 2 --stabilisation 3 --device cpu --precision fp32"
@@ -257,6 +261,43 @@ def test_a_clean_picture_is_copied_by_windows(tmp_path, capsys):
     assert "unchanged" in capsys.readouterr().out
     assert np.array_equal(tifffile.imread(tmp_path / "out.tif"), clean)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.tif", "out.tif"]
+
+
+@pytest.mark.parametrize("blank", [0, 255])
+def test_a_blank_middle_says_nothing_of_the_noise(tmp_path, capsys, monkeypatch, blank):
+    monkeypatch.setattr(files, "SAMPLE", 40)
+    noisy = 255 * (0.5 + 0.1 * np.random.RandomState(0).randn(40, 150)).clip(0, 1)
+    noisy[:, 45:110] = blank
+    tifffile.imwrite(tmp_path / "in.tif", noisy.astype(np.uint8))
+    words = ["denoise", str(tmp_path / "in.tif"), "-o", str(tmp_path / "out.tif"), *TILES, *FAST]
+    assert command(words) == 0
+    said = capsys.readouterr().out
+    assert 22 < float(re.search("noise level about ([0-9.]+)", said)[1]) < 29, said
+
+
+def test_where_it_is_dark_a_tile_stays_nearer_to_its_pixels(monkeypatch):
+    """Clipping has left less of the noise there."""
+    limits = []
+    back = lambda picture, y, limit: (limits.append(limit), (picture, 1.0))[1]  # noqa: E731
+    monkeypatch.setattr(tiles, "drawn_back", back)
+    for level in (0.0, 0.5):
+        noisy = add_gaussian(np.full((1, 48, 48), level), 25, np.random.RandomState(0))
+        layout = Layout((48, 48), 48, 0)
+        few = replace(options(num_iters=1), tile=48)
+        those = tiles.Tiles(InMemory(noisy), layout, Path("none"), few, 25.0, faithful=25.0)
+        tiles.fit_tile(those.task(layout[0]))
+    dark, grey = limits
+    assert grey == pytest.approx(25, rel=0.01) and dark == pytest.approx(25 * 0.584, rel=0.1)
+
+
+def test_what_the_format_does_not_hold_is_said_of_tiles_too(tmp_path, capsys):
+    samples = np.full((90, 70, 4), 100, np.uint8)
+    samples[:9, :, 3] = 0
+    Image.fromarray(samples).save(tmp_path / "in.png")
+    for suffix, words in (("jpg", 1), ("png", 0)):
+        out = tmp_path / f"out.{suffix}"
+        assert command(["denoise", str(tmp_path / "in.png"), "-o", str(out), *TILES, *FAST]) == 0
+        assert capsys.readouterr().out.count("transparency") == words
 
 
 def test_tiles_of_what_uses_little_of_its_range_are_stretched(tmp_path, capsys, monkeypatch):

@@ -243,11 +243,18 @@ class _AnyProblem(Problem):
 
 def _measurement(y: np.ndarray | Tensor) -> Tensor:
     """``y`` as a float32 tensor on the CPU."""
-    y = y.detach().cpu() if isinstance(y, Tensor) else torch.tensor(np.ascontiguousarray(y))
-    if y.is_complex():
+    if isinstance(y, Tensor):
+        y = y.detach().cpu()
+        is_complex, floats = y.is_complex(), y.is_floating_point()
+    else:
+        y = np.asarray(y)
+        is_complex, floats = y.dtype.kind == "c", y.dtype.kind == "f"
+    if is_complex:
         raise UserError("y is complex: give real and imaginary parts, by torch.view_as_real")
-    if not y.is_floating_point():
+    if not floats:
         raise UserError(f"y is of {y.dtype}: give floats, what A makes of a picture in [0, 1]")
+    if isinstance(y, np.ndarray):  # of any byte order, as FITS files have it
+        y = torch.tensor(np.ascontiguousarray(y, np.float32))
     y = y.float()
     if not y.numel() or not torch.isfinite(y).all():
         raise UserError("y must be finite, and hold something")

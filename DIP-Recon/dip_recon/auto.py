@@ -50,6 +50,18 @@ INPAINTING = InpaintingOptions(**_HOURGLASS, mask_type="file")
 SUPER_RESOLUTION = SuperResolutionOptions(**_HOURGLASS)
 
 
+def check(size: tuple[int, int], given: dict, used: float = 1.0, halved: bool = False) -> None:
+    """Raise UserError for a picture of ``size`` (H, W) that is too small to be denoised, and for a
+    noise level ``given`` that it cannot have. used, halved: as for ``denoising``."""
+    sigma = given.get("sigma")
+    if sigma and sigma > 255 * used * (2 if halved else 1):
+        uses = f"the picture uses only {255 * used:.3g} of 255"
+        raise UserError(f"--sigma {sigma:g}: {uses}; give less")
+    if min(size) < SMALLEST:
+        pixels = "×".join(map(str, size))
+        raise UserError(f"{pixels} pixels: a picture wants at least {SMALLEST}×{SMALLEST}")
+
+
 @dataclass(frozen=True)
 class Choice:
     """What was chosen for a picture, and why.
@@ -89,15 +101,10 @@ def denoising(
     given = given or {}
     base = replace(DENOISING, **given)
     base.validate()
+    check(y.shape[1:], given, used, halved)
     scale = used * (2 if halved else 1)  # of a level of y, as the picture was
     if given.get("sigma"):
-        if given["sigma"] > 255 * scale:
-            uses = f"the picture uses only {255 * used:.3g} of 255"
-            raise UserError(f"--sigma {given['sigma']:g}: {uses}; give less")
         base = replace(base, sigma=given["sigma"] / scale)
-    if min(y.shape[1:]) < SMALLEST:
-        size = "×".join(map(str, y.shape[1:]))
-        raise UserError(f"{size} pixels: a picture wants at least {SMALLEST}×{SMALLEST}")
     white, flat = noise.noise_level(y), noise.flat_level(y)
     shared = flat > SHARED * white  # neighbours share their noise
     if given.get("sigma"):

@@ -22,7 +22,7 @@ from .needs import too_large
 from .options import DenoisingOptions, Options
 from .prepare import resolve
 from .runs import Run
-from .tasks import Job
+from .tasks import Job, span
 from .tiling.files import denoise_file, is_large
 from .tiling.layout import Layout
 from .together import at_once, run_all
@@ -82,7 +82,11 @@ def outputs(
     if into_folder and output is None:
         if not folder_given:
             raise UserError("several pictures: say where they go by --output FOLDER")
-        output = pictures[0].parent.with_name(f"{pictures[0].parent.resolve().name}_denoised")
+        folder = pictures[0].parent
+        folder = folder.resolve() if folder.name in ("", "..") else folder
+        if not folder.name:
+            raise UserError(f"{folder}: say where its pictures go by --output FOLDER")
+        output = folder.with_name(f"{folder.name}_denoised")
     if not into_folder and output is None:
         places = [pictures[0].with_name(f"{pictures[0].stem}_denoised{_suffix(pictures[0])}")]
     elif not into_folder and not (output.is_dir() and output.suffix.lower() != ".zarr"):
@@ -199,7 +203,13 @@ def _on_worker(task: _Task, cancelled: Callable[[], bool] | None) -> tuple[list,
 def _attempt(task: _Task, say: Callable) -> Exception | None:
     try:
         _one(task.picture, task.place, task.wishes, task.several, say)
-    except (UserError, FloatingPointError, MemoryError, RuntimeError) as error:
+    except UserError as error:
+        text = str(error)
+        if any(path.name in text for path in (task.picture, task.place)):
+            return error
+        flag = text.startswith("--") and not task.several
+        return error if flag else UserError(f"{task.picture}: {text}")
+    except (FloatingPointError, MemoryError, RuntimeError) as error:
         return error
     return None
 
@@ -222,7 +232,7 @@ def _one(picture: Path, place: Path, wishes: Wishes, several: bool, say: Callabl
         return
     done = _restored(job, wishes, say)
     images.write(place, done.picture, like=job.like)
-    if lost := images.lost(place, job.like):
+    if lost := images.lost(place, job.like.kind, job.like.alpha is not None):
         say(lost)
     _tell(place, done, several, say)
 
@@ -232,11 +242,15 @@ def _frames(picture: Path, place: Path, count: int, wishes: Wishes, say: Callabl
     if place.suffix.lower() not in (".tif", ".tiff"):
         raise UserError(f"--output {place}: a stack of {count} frames goes into a .tif")
     beside = place.with_name(f"{place.stem}_uncertainty.tif")
+    colour = _check_frames(picture, count, wishes)
     with ExitStack() as stack:
         writer = stack.enter_context(FrameWriter(place, count))
         spreads = stack.enter_context(FrameWriter(beside, count)) if wishes.runs > 1 else None
         for index in range(count):
-            job = own.job_of(read_frame(picture, index), f"{picture.stem} frame {index + 1}")
+            frame = read_frame(picture, index)
+            if colour and len(frame.data) == 1:  # of a palette, in which it has greys alone
+                frame = replace(frame, data=np.repeat(frame.data, 3, axis=0))
+            job = own.job_of(frame, f"{picture.stem} frame {index + 1}")
             keep = wishes.keep / f"{index:04d}" if wishes.keep else None
             done = _restored(job, replace(wishes, keep=keep), say)
             writer.write(done.picture, like=job.like)
@@ -248,6 +262,23 @@ def _frames(picture: Path, place: Path, count: int, wishes: Wishes, say: Callabl
     say(f"{place}: {count} frames")
     if spreads:
         say(f"{beside}: how far the runs disagree; deviations, of a range of 0 to 1")
+
+
+def _check_frames(picture: Path, count: int, wishes: Wishes) -> bool:
+    """Whether a frame of the stack is in colour.
+
+    Raises UserError for a frame that will not do, which would else cost those done by then.
+    """
+    colour = False
+    for index in range(count):
+        frame = read_frame(picture, index)
+        colour |= len(frame.data) == 3
+        halved = wishes.draft and min(frame.size) >= own.DRAFT
+        try:
+            auto.check(frame.size, wishes.given, span(frame.data.max(initial=0)), halved)
+        except UserError as error:
+            raise UserError(f"frame {index + 1} of {picture}: {error}") from error
+    return colour
 
 
 def _restored(job: Job, wishes: Wishes, say: Callable) -> own.Denoised:
@@ -348,7 +379,7 @@ def _by_tiles(picture: Path, place: Path, wishes: Wishes, say: Callable) -> None
         choice = own.choose(sample, given, most)
         choice.tell(picture.name, wishes.explain, say)
         if choice.clean:
-            return None, choice.deviation
+            return None, choice.sigma
         o = choice.options
         if wishes.tile is None:
             begun = Run(keep).begun and Run(keep).config().get("tile")
@@ -357,13 +388,12 @@ def _by_tiles(picture: Path, place: Path, wishes: Wishes, say: Callable) -> None
                 if not begun:
                     say(f"{picture.name}: not enough memory: by tiles of {tile} pixels")
                 o = replace(o, tile=tile, overlap=_overlap(o, tile))
-        return o, choice.deviation
+        return o, choice.sigma
 
-    said, counts = denoise_file(
-        picture, place, choose, wishes.cluster, keep, kept, wishes.overwrite, wishes.declipping,
-        **wishes.how,
+    counts = denoise_file(
+        picture, place, choose, say, wishes.cluster, keep, kept, wishes.overwrite,
+        wishes.declipping, **wishes.how,
     )  # fmt: skip
-    say(said)
     if counts.get("gave_up"):
         _give_up(picture.name, wishes, say)
     if not kept:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -259,7 +260,10 @@ def listening(note: Callable[[], None]):
 
 
 def peak_memory(device: torch.device, reset: bool = False) -> int:
-    """Most bytes in use since the last reset: of the card, or of this process on the CPU."""
+    """Most bytes in use since the last reset: of the card, or of this process on the CPU.
+
+    Where that cannot be reset it is since the process began; 0 where nobody tells.
+    """
     if device.type == "cuda":
         if reset:
             torch.cuda.reset_peak_memory_stats(device)
@@ -271,6 +275,9 @@ def peak_memory(device: torch.device, reset: bool = False) -> int:
         with open("/proc/self/status") as file:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
     except (OSError, StopIteration):
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        try:
+            import resource
+        except ImportError:  # Windows
+            return 0
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -285,7 +285,7 @@ def _restore(args, job, base) -> int:
             raise UserError(f"--output {args.output}: would replace {given_path}; choose another")
     choice = auto.filling(job.problem, base, given)
     choice.tell(job.name, args.explain, print)
-    if lost := images.lost(args.output, job.like):
+    if lost := images.lost(args.output, job.like.kind, job.like.alpha is not None):
         print(lost)
     options, (job, back) = choice.options, own.stretched(job)
     if job.keep_known:

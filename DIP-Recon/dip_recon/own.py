@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from torch.nn import functional
 
-from . import auto, data, figures, images, metrics, models, needs, noise, operators
+from . import auto, data, figures, images, memory, metrics, models, needs, noise, operators
 from .cluster import Cluster
 from .declipping import declipped
 from .errors import Kept, UserError
@@ -28,7 +28,7 @@ from .options import NOT_IN_THE_NUMBERS, Options
 from .prepare import network_settings, resolve
 from .problem import Problem
 from .runs import Run, check_free
-from .tasks import Job, as_grey, bicubic, denoising_job, enlarge, opaque, span, tensor
+from .tasks import RESIZING, Job, as_grey, bicubic, denoising_job, enlarge, opaque, span, tensor
 
 
 def _read(path: Path) -> tuple[images.Picture, str]:
@@ -209,6 +209,12 @@ def super_resolution(path: Path, factor: int) -> Job:
         raise UserError(f"--factor {factor}: give a whole number from 2 to 16")
     picture, digest = _read(path)
     size = tuple(factor * n for n in picture.size)
+    needed, free = RESIZING * len(picture.data) * math.prod(size), memory.free()
+    if needed > free:
+        raise UserError(
+            f"{path}: {factor} times as large it takes more than {memory.words(needed)}, and "
+            f"{memory.words(free)} are free; choose a smaller --factor, or a smaller picture"
+        )
     problem = Problem(tensor(picture.data), operators.Downsample(factor), size, name=path.stem)
     return Job(path.stem, problem, bicubic(picture.data, size), digest, _like(picture))
 

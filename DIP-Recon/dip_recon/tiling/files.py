@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 
+from .. import images
 from ..cluster import Cluster
 from ..declipping import Declipping
 from ..errors import UserError
@@ -23,6 +25,7 @@ from .tiles import Tiles
 
 LARGE = 4096**2  # pixels from which a TIFF is denoised by tiles
 SAMPLE = 1024  # pixels a side that the options are chosen from
+TELLING = 0.5  # share of its pixels that may show noise, from which the middle is the sample
 
 
 def is_large(path: Path) -> bool:
@@ -39,6 +42,7 @@ def denoise_file(
     path: Path,
     output: Path,
     choose: Callable[[np.ndarray, float], tuple[DenoisingOptions | None, float]],
+    say: Callable[[str], None],
     cluster: Cluster,
     keep: Path,
     kept: bool = True,
@@ -46,14 +50,15 @@ def denoise_file(
     declipping: bool = True,
     cancelled: Callable[[], bool] | None = None,
     bar: bool = True,
-) -> tuple[str, dict]:
+) -> dict:
     """Denoise a picture of any size by tiles, from file to file.
 
-    Returns what to print of it, and what the tiles came to, as ``Tiles.write_table`` does.
+    Returns what the tiles came to, as ``Tiles.write_table`` does; nothing if there was no noise.
 
     choose: the options, ``tile`` and ``overlap`` among them, for a sample [C, h, w] of the picture
-        divided by its ``span``, which it is given too, and the noise level (0–255) that no tile is
-        to go beyond; None for a picture to be left as it is. overwrite: replace ``output``.
+        divided by its ``span``, which it is given too, and the noise level (0–255), before
+        clipping, that no tile is to go beyond; None for a picture to be left as it is. overwrite:
+        replace ``output``.
     Finished tiles stay in ``keep`` until the result is written: the same command goes on there.
     kept: whether what else is there stays. declipping: put right what clipping has done to the
     noise's mean. cancelled, bar: as for ``run_one``.
@@ -67,15 +72,18 @@ def denoise_file(
             raise UserError(f"{output}: is there already; choose another --output, or --overwrite")
         most = _span(source)
         stretched = _Stretched(source, most)
-        options, level = choose(stretched.read(*_middle(source.size)), most)
+        options, level = choose(_sample(stretched, source.size), most)
         alpha = source if source.has_alpha else None
         kind = {"size": source.size, "channels": source.channels, "kind": source.kind}
         kind |= {"alpha": alpha, "overwrite": overwrite}
+        if lost := images.lost(output, source.kind, source.has_alpha):
+            say(lost)
         if options is None:
             with large.create_sink(output, **kind) as sink:
                 for top, bottom, left, right in Layout(source.size, SAMPLE, 0).windows():
                     sink.write(top, left, source.read(top, bottom, left, right))
-            return f"{output}: unchanged", {}
+            say(f"{output}: unchanged")
+            return {}
         kind["kind"] = source.kind.without_palette(source.channels)  # as it would change colours
         options, _ = resolve(options)
         options.validate()
@@ -121,7 +129,8 @@ def denoise_file(
         f"{output}: {counts['tiles']} tiles, {counts['stop_iteration']} iterations each in the "
         f"middle, {counts['seconds']:.0f} s in all"
     )
-    return "; ".join([said, ends.told()] if ends.told() else [said]), counts
+    say("; ".join([said, ends.told()] if ends.told() else [said]))
+    return counts
 
 
 @dataclass(frozen=True)
@@ -145,9 +154,28 @@ def _span(source: large.Source) -> float:
     return span(most)
 
 
-def _middle(size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The window of ``SAMPLE`` pixels a side in the middle of a picture of this size."""
-    (top, bottom), (left, right) = (
-        ((n - min(n, SAMPLE)) // 2, (n + min(n, SAMPLE)) // 2) for n in size
-    )
-    return top, bottom, left, right
+def _sample(source: Readable, size: tuple[int, int]) -> np.ndarray:
+    """[C, h, w], at most ``SAMPLE`` pixels a side, that the whole picture is judged by.
+
+    The middle, unless it is blank, black or white; then that of nine places where least is.
+    """
+    places = []
+    for n in size:
+        room = n - min(n, SAMPLE)
+        places.append([(at, at + min(n, SAMPLE)) for at in dict.fromkeys((room // 2, 0, room))])
+    best, most = None, -1.0
+    for (top, bottom), (left, right) in product(*places):
+        sample = source.read(top, bottom, left, right)
+        share = _telling(sample)
+        if share > most:
+            best, most = sample, share
+        if most >= TELLING:
+            break
+    return best
+
+
+def _telling(y: np.ndarray) -> float:
+    """Share of the values of ``y`` [C, H, W] in [0, 1] that are neither clipped nor as the one
+    beside them is: where nearly all are, there is no noise to be seen."""
+    inside = (y[..., 1:] > 0) & (y[..., 1:] < 1)
+    return float((inside & (y[..., 1:] != y[..., :-1])).mean()) if inside.size else 0.0

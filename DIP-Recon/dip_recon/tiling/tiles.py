@@ -21,7 +21,7 @@ from ..documents import read_npz
 from ..errors import Kept, UserError
 from ..files import atomic
 from ..fit import State, choose, fit
-from ..noise import drawn_back, noise_level
+from ..noise import clipped_deviation, drawn_back, noise_level
 from ..options import METHOD_NOISE, Options
 from ..prepare import check_rules, network_settings, prepare
 from ..problem import Problem
@@ -81,7 +81,8 @@ def fit_tile(
     result = fit(state, o.num_iters, [*watch, leave])
     picture = result.restored[0].float().cpu().numpy()
     if task.faithful is not None:
-        picture, _ = drawn_back(picture, task.y, task.faithful)
+        left = clipped_deviation(task.y, task.faithful)  # of the noise, where this tile is dark
+        picture, _ = drawn_back(picture, task.y, left)
     stop = result.stop_iteration, result.stopped_by_rule
     guard = len(state.guard.troubles), state.guard.gave_up
     return Fitted(picture, result.iterations, *stop, result.seconds, *guard)
@@ -101,8 +102,8 @@ class Tiles:
         on the worker.
     sigma: noise level on the 0–255 scale; where it is not known, method-noise stopping goes by one
         estimated from many tiles.
-    faithful: noise level (0–255) that no restored tile is to be further from its pixels than; see
-        ``noise.drawn_back``.
+    faithful: noise level (0–255), before clipping, that no restored tile is to be further from its
+        pixels than; see ``noise.drawn_back``.
     """
 
     def __init__(
