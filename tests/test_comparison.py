@@ -274,6 +274,17 @@ def test_peers_see_every_noisy_picture(tmp_path, picture, monkeypatch):
     assert len(told) == 4 and told.count("peers on a, sigma 25, noise 0") == 1
 
 
+def test_bm3d_has_one_row_for_grey_and_colour(tmp_path, picture, monkeypatch):
+    monkeypatch.setattr(peers, "bm3d_function", lambda: lambda y, s: y)
+    for name, channels in (("a", 1), ("b", 3)):
+        x = picture(channels, (32, 32))
+        run = made(tmp_path, name)
+        with_pictures(run, x, {}, noise.add_gaussian(x, 25, np.random.RandomState(7)))
+    [this] = compare(load([tmp_path]), published=False, with_peers=True)
+    assert [row.method for row in this.rows] == ["NLM", "BM3D, CBM3D in colour", "DIP_2_scaled"]
+    assert all(set(row.psnr) == {"a", "b"} and row.over == 2 for row in this.rows)
+
+
 def test_pairs_have_noise_of_their_own(tmp_path):
     run = made(tmp_path)
     run.write_result({**run.result(), "sigma": None})

@@ -3,6 +3,7 @@
 import csv
 import math
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -215,6 +216,29 @@ def test_an_unfinished_sweep_is_noted(tmp_path, capsys):
     rows, notes = drawn("upsampling", tmp_path, tmp_path / "out")
     assert numbers(one(rows, series="bilinear", iteration=10), "mean", "n") == [30, 1]
     assert notes == ["note: 1 of 3 runs left out: not every variant has them yet"]
+
+
+@pytest.mark.parametrize("name", ["upsampling", "networks", "input"])
+def test_pictures_without_noise_have_no_line_of_it(tmp_path, name):
+    for mode in ("bilinear", "nearest"):
+        run = made(tmp_path / "runs", upsample_mode=mode, noise_sigma=0.0)
+        run.write_result({**run.result(), "psnr_noisy": None})  # infinite
+    rows, _ = drawn(name, tmp_path / "runs", tmp_path / "out")
+    assert rows and not [row for row in rows if "noisy" in row["series"]]
+
+
+@pytest.mark.parametrize("name", ["table2", "width", "architecture"])
+def test_runs_by_tiles_have_no_oracle(tmp_path, name):
+    for width in (32, 64):
+        for tile in (0, 64):
+            run = made(tmp_path / "runs", "ab"[tile > 0], dim=[width], tile=tile)
+            if tile:
+                result = {k: v for k, v in run.result().items() if "oracle" not in k}
+                run.write_result(result)
+    rows, _ = drawn(name, tmp_path / "runs", tmp_path / "out")
+    assert rows
+    shutil.rmtree(tmp_path / "runs" / "000"), shutil.rmtree(tmp_path / "runs" / "002")
+    assert drawn(name, tmp_path / "runs", tmp_path / "out")[0]
 
 
 def test_curves_of_different_lengths_and_settings(tmp_path):

@@ -211,6 +211,11 @@ def test_a_tiled_run(tmp_path):
     assert shown["tiles"] == [[0, 24, 0, 16, 4], [0, 24, 16, 32, 9]]
     assert shown["history"] is None and shown["moments"] == []
     assert shown["ending"] == "2 tiles, 4 to 9 iterations each"
+    patch(run, gave_up=1)
+    report.write([tmp_path / "runs"], tmp_path / "page")
+    assert only(tmp_path / "page")["ending"].endswith("iterations each; 1 of them given up")
+    patch(run, gave_up=None)
+    report.write([tmp_path / "runs"], tmp_path / "page")
     (run.folder / "tiles.csv").write_text("tile,top\n0,x")
     refused(lambda: report.write([tmp_path / "runs"], tmp_path / "page"), "tiles.csv", "damaged")
     assert only(tmp_path / "page") == shown, "the page that was there is left"
@@ -646,6 +651,45 @@ def test_the_plot_tells_values_and_leads_to_pictures(at):
     reader.actions().move_to_element(reader.find("h1")).perform()
     over.send_keys(reader.keys().ARROW_LEFT)
     reader.until(lambda: "vsclean9.00" in legend())
+    said = "iteration 0, vs clean 9.00, raw output vs clean 10.00, vs measured 20.00, loss 0.0100"
+    assert over.get_attribute("aria-valuetext") == said
+    over.send_keys(reader.keys().END)
+    reader.until(lambda: "iteration 10" in over.get_attribute("aria-valuetext"))
+
+
+@in_a_browser
+def test_a_double_click_on_the_plot_leaves_the_pictures(at):
+    reader = at("#run=denoising-DIP_2_scaled-000")
+    reader.pick("#right", "Clean picture")
+    before = reader.script("return location.hash")
+    reader.actions().double_click(reader.find(".u-over")).perform()
+    assert reader.picked("#right") == "Clean picture"
+    assert reader.script("return location.hash") == before
+
+
+@in_a_browser
+def test_the_links_of_the_page_lead_there_by_keyboard_too(at):
+    reader = at()
+    link = reader.find('nav a[href="#results"]')
+    link.send_keys(reader.keys().ENTER)
+    focused = "return document.activeElement"
+    assert reader.script(f"{focused}.id") == "results-title"
+    reader.actions().send_keys(reader.keys().TAB).perform()
+    assert reader.script(f"{focused}.closest('#results') !== null")
+
+
+@in_a_browser
+def test_the_run_at_hand_chosen_again_is_brought_into_view(at):
+    reader = at()
+    row = "tr[aria-current] td:last-child", "tr[aria-current] a"
+    inside = "return document.getElementById('stage').getBoundingClientRect().bottom > 0"
+    for selector in row:
+        end = "scrollTo({top: document.body.scrollHeight, behavior: 'instant'})"
+        reader.script("document.querySelector('main').style.paddingBottom = '3000px'")
+        reader.script(end)
+        assert not reader.script(inside)
+        reader.script(f"document.querySelector('{selector}').click()")
+        reader.until(lambda: reader.script(inside))
 
 
 @in_a_browser

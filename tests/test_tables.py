@@ -11,6 +11,7 @@ from test_figures import made
 from dip_recon import tables
 from dip_recon.cli import main
 from dip_recon.figures.records import load
+from dip_recon.runs import write_results
 
 
 @pytest.fixture
@@ -49,6 +50,23 @@ def test_lost_fits_are_noted(sweep):
     run = load([sweep])[0].run
     run.write_result({**run.result(), "gave_up": True})
     assert tables.notes(load([sweep])) == ["1 of the runs was given up: its fit was lost"]
+
+
+def test_lost_tiles_are_counted_as_tiles(tmp_path):
+    for lost in (1, 3):
+        run = made(tmp_path, seed=lost)
+        run.write_result({**run.result(), "tiles": 40, "gave_up": lost})
+    assert tables.notes(load([tmp_path])) == ["4 of the tiles were given up: their fit was lost"]
+
+
+def test_names_that_are_no_text_and_digits_that_are_no_number(tmp_path):
+    """A name from an old disk; a superscript is a digit to Python, and no integer."""
+    run = made(tmp_path / "DIP", "caf\udce9")
+    made(tmp_path / "DIP", "b_256²")
+    write_results(run.folder.parent)
+    assert "caf?" in (run.folder.parent / "results.csv").read_text(encoding="utf-8")
+    tables.markdown(tables.per_picture(load([tmp_path]))).encode()
+    assert [row["picture"] for row in tables.per_picture(load([tmp_path]))] == ["b_256²", "caf?"]
 
 
 def test_per_picture(sweep):

@@ -333,7 +333,9 @@ class Run:
         path = self.file("result.json")
         try:
             result = json.loads(content(path, LARGEST))
-            result = {**result, "image": str(result["image"])}
+            # a file's name need not be text: it was one on some old disk
+            image = str(result["image"]).encode("utf-8", "replace").decode()
+            result = {**result, "image": image}
             names = {key: result[key] for key in ("model_type", "task")}
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise _damaged(path) from error
@@ -416,7 +418,8 @@ def write_results(folder: Path) -> None:
 
 
 def _write_results(folder: Path, found: list[Path]) -> None:
-    with atomic(folder / "results.csv") as path, path.open("w", newline="") as file:
+    table = folder / "results.csv"
+    with atomic(table) as path, path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(RESULTS)
         for run in (Run(path.parent) for path in found):

@@ -55,9 +55,13 @@ def per_picture(records: Iterable[Record]) -> list[dict]:
 def notes(records: Iterable[Record]) -> list[str]:
     """What a reader of ``summary`` should know: rows that are not over the same runs, lost fits."""
     _, split = _split(records)
-    given_up = sum(bool(run.result.get("gave_up")) for _, runs in split for run in runs)
-    words = "was given up: its" if given_up == 1 else "were given up: their"
-    lost = [f"{given_up} of the runs {words} fit was lost"] * (given_up > 0)
+    results = [run.result for _, runs in split for run in runs]
+    tiled = sum(int(r.get("gave_up") or 0) for r in results if "tiles" in r)
+    whole = sum(bool(r.get("gave_up")) for r in results if "tiles" not in r)
+    lost = []
+    for count, what in ((whole, "runs"), (tiled, "tiles")):
+        words = "was given up: its" if count == 1 else "were given up: their"
+        lost += [f"{count} of the {what} {words} fit was lost"] * (count > 0)
     sets: dict[str, set] = {}
     for place, runs in split:
         sets.setdefault(str(place), set()).add(frozenset(run.pair for run in runs))

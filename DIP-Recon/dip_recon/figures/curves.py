@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def upsampling(records: list[Record]) -> Drawing:
         for name, this in here.items():
             _draw(axes, this, shorten(name), styles[name])
             rows += this.rows(panel=network, series=name)
-        rows.append({"panel": network, **_noisy(axes, used)})
+        rows += _noisy(axes, used, panel=network)
         axes.set_title(network)
         if axes.get_subplotspec().is_first_col():
             axes.set_ylabel("PSNR of the output (dB)")
@@ -75,7 +76,7 @@ def network_input(records: list[Record]) -> Drawing:
     for n, (name, this) in enumerate(curves.items()):
         _draw(axes, this, shorten(name), line(n), band=False)
         rows += this.rows(series=name)
-    rows.append(_noisy(axes, [run for runs in series.values() for run in runs]))
+    rows += _noisy(axes, [run for runs in series.values() for run in runs])
     axes.set_ylabel("PSNR of the moving average (dB)")
     _iterations(axes, curves)
     _levels(axes, curves, rows)
@@ -119,7 +120,7 @@ def networks(records: list[Record]) -> Drawing:
                 {"panel": "pictures", "series": name, "picture": place, "oracle": oracle,
                  "stopped": stopped, "stopped deviation": spread, "n": len(sets[at])}
             )  # fmt: skip
-    rows.append({"panel": "PSNR", **_noisy(left, [r for runs in series.values() for r in runs])})
+    rows += _noisy(left, [r for runs in series.values() for r in runs], panel="PSNR")
     left.set(ylabel="PSNR of the moving average (dB)", title="all pictures")
     _iterations(left, curves)
     _levels(left, curves, rows)
@@ -203,7 +204,7 @@ def low_pass(records: list[Record]) -> Drawing:
         right.plot(this.at[top], this.mean[top], "o", **mark)
         rows += this.rows(panel="PSNR", series=name)
         rows.append(this.rows(panel="peak", series=name)[top])
-    rows.append({"panel": "PSNR", **_noisy(right, [r for runs in series.values() for r in runs])})
+    rows += _noisy(right, [r for runs in series.values() for r in runs], panel="PSNR")
     right.set(ylabel="PSNR of the moving average (dB)", title="denoising")
     _iterations(right, curves)
     _levels(right, curves, rows)
@@ -234,11 +235,18 @@ def _draw(axes: Axes, this: Curve, label: str, style: dict, band: bool = True) -
         axes.fill_between(this.at, low, high, color=style["color"], alpha=0.14, lw=0)
 
 
-def _noisy(axes: Axes, records: list[Record]) -> dict:
-    """A dotted line at the noisy pictures' mean PSNR; returns its row."""
-    mean = float(np.mean([record.known("psnr_noisy") for record in records]))
+def _noisy(axes: Axes, records: list[Record], **names) -> list[dict]:
+    """A dotted line at the noisy pictures' mean PSNR; returns its row, after the given columns.
+
+    Pictures without noise, whose PSNR is no number, have no part in it.
+    """
+    levels = [record.figure_of("psnr_noisy") for record in records]
+    levels = [level for level in levels if not math.isnan(level)]
+    if not levels:
+        return []
+    mean = float(np.mean(levels))
     axes.axhline(mean, **NOISY)
-    return {"series": NOISY["label"], "mean": mean, "n": len(records)}
+    return [{**names, "series": NOISY["label"], "mean": mean, "n": len(levels)}]
 
 
 def _iterations(axes: Axes, curves: dict[object, Curve]) -> None:

@@ -236,4 +236,4 @@ def natural(value) -> list:
     if isinstance(value, int | float):
         return [(0, value, "")]
     parts = re.findall(r"\d+|\D+", str(value).lower())
-    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts]
+    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts]

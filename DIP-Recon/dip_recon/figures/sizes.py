@@ -85,8 +85,17 @@ def _by_pair(runs: list[Record], result: str) -> dict:
     """Picture and seed → PSNR in dB."""
     values: dict[tuple, list[float]] = {}
     for run in runs:
-        values.setdefault(run.pair, []).append(run.known(f"psnr_{result}"))
+        psnr = _psnr(run, result)
+        if not math.isnan(psnr):
+            values.setdefault(run.pair, []).append(psnr)
     return {pair: float(np.mean(v)) for pair, v in values.items()}
+
+
+def _psnr(run: Record, result: str) -> float:
+    """In dB; nan for the oracle of a run by tiles, which has none. UserError without ground truth,
+    which the other always takes."""
+    stopped = run.known("psnr_stopped")
+    return stopped if result == "stopped" else run.figure_of(f"psnr_{result}")
 
 
 def _points(axes: Axes, rows: list[dict], shift: float, n: int, label: str) -> None:
@@ -142,7 +151,7 @@ def architecture(records: list[Record]) -> Drawing:
         if row["network"] == ORIGINAL:
             caption += (
                 f" {ORIGINAL}, {row['parameters']:,} parameters: {row['stopped']:.2f} dB, "
-                f"oracle {row['oracle']:.2f} dB."
+                f"oracle {_level(row['oracle'])} dB."
             )
     return Drawing(figure, rows, caption, notes)
 
@@ -162,10 +171,15 @@ def _summary(runs: list[Record], key: tuple | str) -> dict:
 
 
 def _mean(runs: list[Record], result: str) -> tuple[float, float]:
-    """Mean and deviation over seeds of a PSNR in dB; UserError for runs without ground truth."""
+    """Mean and deviation over seeds of a PSNR in dB, nan where there is none; UserError for runs
+    without ground truth."""
     for run in runs:
-        run.known(f"psnr_{result}")
+        _psnr(run, result)
     return over_seeds(runs, f"psnr_{result}")
+
+
+def _level(psnr: float) -> str:
+    return "–" if math.isnan(psnr) else f"{psnr:.2f}"
 
 
 def _heat_maps(rows: list[dict]) -> Figure:
@@ -190,7 +204,8 @@ def _heat_maps(rows: list[dict]) -> Figure:
             ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
             place = {"ha": "center", "color": ink}
             axes.text(at[1], at[0], f"{row['stopped']:.2f}", va="bottom", fontsize=6.3, **place)
-            axes.text(at[1], at[0] + 0.06, f"{row['oracle']:.2f}", va="top", fontsize=5.2, **place)
+            oracle = _level(row["oracle"])
+            axes.text(at[1], at[0] + 0.06, oracle, va="top", fontsize=5.2, **place)
         picture = axes.imshow(table, cmap=colours, norm=scale, aspect="auto")
         axes.set_title(f"width {w}")
         axes.set_xticks(range(len(skips)), [str(s) for s in skips])

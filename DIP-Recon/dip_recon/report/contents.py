@@ -138,14 +138,15 @@ def _ending(result: dict, tiles: list | None) -> str:
     """In words, when a run stopped and by what."""
     stop, rule = result.get("stop_iteration"), result.get("stopping")
     ran = result.get("iterations")
-    if result.get("gave_up"):
-        return f"given up after {ran} iterations: the fit was lost again and again"
+    lost = result.get("gave_up")  # of tiles, how many
     if tiles:
         stops = [tile[4] for tile in tiles]
         span = f"{min(stops)} to {max(stops)} iterations" if min(stops) < max(stops) else (
             f"{stops[0]} iterations"
         )  # fmt: skip
-        return f"{len(tiles)} tiles, {span} each"
+        return f"{len(tiles)} tiles, {span} each" + (f"; {lost:d} of them given up" if lost else "")
+    if lost:
+        return f"given up after {ran} iterations: the fit was lost again and again"
     if rule in (None, "fixed"):
         return f"after all {ran} iterations"
     if result.get("stopped_by_rule") is False:

@@ -48,7 +48,10 @@
   }
 
   // A run is a step that one can go back from; a side or a moment is not.
-  const goTo = (run) => { location.hash = address(run); };
+  const goTo = (run) => {
+    if (run === shown.run) bringIntoView(element("view"));
+    else location.hash = address(run);
+  };
   const keepAddress = () => location.replace(address());
 
   // ------------------------------------------------------------ choosing a run
@@ -367,23 +370,41 @@
       ...curves.map(([column]) => (column === "loss" ? positive : (v) => v)(run.history[column])),
     ], box);
     const { over } = plot;
+    const { iteration } = run.history;
+    const last = iteration.length - 1;
+    const say = (n) => { // to those who cannot see the legend
+      const levels = curves.map(([column, label, , scale]) => (
+        `${label} ${told(scale)(plot, run.history[column][n])}`));
+      over.setAttribute("aria-valuenow", iteration[n]);
+      over.setAttribute("aria-valuetext", [`iteration ${iteration[n]}`, ...levels].join(", "));
+    };
     over.tabIndex = 0;
-    over.setAttribute("role", "img");
-    const label = "PSNR and loss along the iterations; arrow keys read the values";
-    over.setAttribute("aria-label", label);
+    over.setAttribute("role", "slider");
+    over.setAttribute("aria-label", "PSNR in dB and loss along the iterations");
+    over.setAttribute("aria-valuemin", iteration[0]);
+    over.setAttribute("aria-valuemax", iteration[last]);
+    say(plot.legend.idx ?? last);
     over.addEventListener("blur", () => plot.setCursor({ left: -10, top: -10 }));
-    over.addEventListener("click", () => {
-      if (!run.moments.length) return;
+    let before = null; // a double-click goes back, and begins with a click
+    over.addEventListener("click", (event) => {
+      if (!run.moments.length || event.detail > 1) return;
+      before = { left: shown.left, right: shown.right, at: shown.at };
       setMoment(nearestMoment(plot.posToVal(plot.cursor.left, "x")).at);
       keepAddress();
     });
+    over.addEventListener("dblclick", () => {
+      if (!before) return;
+      show({ run, ...before });
+      keepAddress();
+    });
     over.addEventListener("keydown", (event) => {
-      const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-      if (!step) return;
+      const now = plot.legend.idx ?? 0;
+      const to = { ArrowLeft: now - 1, ArrowRight: now + 1, Home: 0, End: last }[event.key];
+      if (to === undefined) return;
       event.preventDefault();
-      const last = run.history.iteration.length - 1;
-      const n = Math.min(Math.max((plot.legend.idx ?? 0) + step, 0), last);
-      plot.setCursor({ left: plot.valToPos(run.history.iteration[n], "x"), top: 0 });
+      const n = Math.min(Math.max(to, 0), last);
+      plot.setCursor({ left: plot.valToPos(iteration[n], "x"), top: 0 });
+      say(n);
     });
   }
 
@@ -479,9 +500,20 @@
     for (const link of document.querySelectorAll("nav a")) {
       link.addEventListener("click", (event) => { // the address goes on naming the run
         event.preventDefault();
-        bringIntoView(document.querySelector(link.hash));
+        const target = document.querySelector(link.hash);
+        const title = target.querySelector("h2");
+        title.tabIndex = -1; // from there on with the Tab key
+        title.focus({ preventScroll: true });
+        bringIntoView(target);
       });
     }
+    document.addEventListener("click", (event) => { // a link to the run at hand
+      const link = event.target.closest('a[href^="#run="]');
+      if (!link || event.defaultPrevented || event.ctrlKey || event.metaKey || event.shiftKey) return;
+      if (byId.get(new URLSearchParams(link.hash.slice(1)).get("run")) !== shown.run) return;
+      event.preventDefault();
+      bringIntoView(element("view"));
+    });
     new ResizeObserver(() => {
       const { clientWidth } = element("plot");
       if (!plot || !clientWidth || clientWidth === plot.width) return;
