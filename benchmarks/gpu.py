@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import measuring
@@ -100,7 +101,7 @@ def memory(a) -> None:
         before = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
         s, o = measuring.state(name, size, precision, **({"dim": [4]} if a.smoke else {}))
         job = Job("picture", Problem.denoising(s.problem.y.cpu()), None, "")
-        reckoned = needs.needed(job, o)
+        reckoned = needs.needed(job, replace(o, precision=precision))
         peak_memory(s.z.device, reset=True)
         fit(s, 3)
         taken = peak_memory(s.z.device) - before

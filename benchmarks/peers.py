@@ -21,6 +21,7 @@ import dip_recon
 from dip_recon import data, images, metrics
 from dip_recon.errors import UserError
 from dip_recon.files import atomic
+from dip_recon.fit import choose
 from dip_recon.peers import MISSING, bm3d_function
 
 ITERATIONS = 1800  # of plain DIP: the published recipe
@@ -109,12 +110,14 @@ def peers(a) -> None:
             note("peers", left_out=f'deepinv ({why}): pip install "dip-recon[bench]"')
             return
 
+        place = choose()[0]
+
         def run(iterations: int) -> tuple[float, torch.Tensor]:
-            network = ConvDecoder(img_size=(3, side, side))
+            network = ConvDecoder(img_size=(3, side, side)).to(place)
             prior = DeepImagePrior(network, img_size=(256, 4, 4), iterations=iterations)
             began = clock()
-            found = prior(torch.from_numpy(y)[None], Denoising())
-            return clock() - began, found.detach()
+            found = prior(torch.from_numpy(y)[None].to(place), Denoising())
+            return clock() - began, found.detach().cpu()
 
         with torch.random.fork_rng():
             torch.manual_seed(7)

@@ -198,11 +198,13 @@ def ceilings(a) -> tuple[float, float]:
     """Of the machine: operations a second of a 3×3 convolution of 64 channels, forward, and bytes
     a second of a copy of 64 MB."""
     side, numbers = (32, 2**20) if a.quick else (128, 2**24)
-    x, w = torch.rand(1, 64, side, side), torch.rand(64, 64, 3, 3)
-    from_, to = torch.rand(numbers), torch.empty(numbers)
+    place = choose()[0]
+    x, w = torch.rand(1, 64, side, side, device=place), torch.rand(64, 64, 3, 3, device=place)
+    from_, to = torch.rand(numbers, device=place), torch.empty(numbers, device=place)
 
     def best(work) -> float:
-        now = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+        alone = torch.get_num_threads() == 1 or place.type == "cuda"
+        now = clock if alone else time.perf_counter
         times = []
         for _ in range(3 + 2 * a.rounds):
             began = now()

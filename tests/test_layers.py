@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
 
 from dip_recon.models import build, doubling, layers, upsamplers
@@ -38,6 +39,21 @@ def test_batch_norm(shape):
     assert_alike(ours.buffers(), theirs.buffers())
     x = rand(1, 5, 4, 4)
     assert_alike([ours.eval()(x)], [theirs.eval()(x)])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_batch_norms_of_several_networks_at_once(dtype):
+    """torch refuses them for 16 bits in the default layout."""
+    norms = [BatchNorm(4) for _ in range(2)]
+    for n, norm in enumerate(norms):
+        nn.init.constant_(norm.weight, 1.0 + n)
+    parameters, buffers = stack_module_state(norms)
+    call = lambda p, b, x: functional_call(norms[0], (p, b), (x,))  # noqa: E731
+    x = torch.rand(2, 1, 4, 8, 8).to(dtype)
+    found = vmap(call)(parameters, buffers, x)
+    found.float().square().mean().backward()
+    for norm, one, y in zip(norms, x, found, strict=True):
+        torch.testing.assert_close(y, norm(one.float()), atol=1e-5, rtol=1e-5)
 
 
 def test_batch_norm_of_one_pixel_is_refused():

@@ -75,6 +75,29 @@ def test_the_first_row_that_differs_is_named(stored, capsys):
     assert command(["verify", str(run.folder), "--iterations", earlier]) == 0
 
 
+def test_of_a_run_on_a_gpu_only_the_beginning_is_compared(stored, capsys):
+    run = stored()
+    path = run.folder / "config.yaml"
+    path.write_text(path.read_text().replace("device: cpu", "device: cuda"))
+    rows = list(csv.reader((run.folder / "history.csv").open(newline="")))
+    loss = rows[0].index("loss")
+
+    def after(factor, row):
+        changed = [list(cells) for cells in rows]
+        changed[row][loss] = f"{factor * float(rows[row][loss]):.6g}"
+        with (run.folder / "history.csv").open("w", newline="") as file:
+            csv.writer(file).writerows(changed)
+        return command(["verify", str(run.folder)]), capsys.readouterr().out
+
+    for factor, row in ((1.001, 1), (2, 2)):  # the first iteration, and the next that is stored
+        status, said = after(factor, row)
+        assert (
+            status == 0 and "no fixed order" in said and "the first iteration is the same" in said
+        )
+    status, said = after(2, 1)
+    assert status == 1 and "iteration 0: loss" in said
+
+
 def test_what_this_machine_does_otherwise_is_said(stored, capsys):
     run = stored()
     config = run.config()

@@ -257,7 +257,9 @@ def _run_tiled(
     exact: bool,
 ) -> tuple[dict, np.ndarray]:
     """``run_one`` tile by tile: ``tiles.csv`` in the place of one history."""
-    peak_memory(torch.device("cpu"), reset=True)
+    cluster = Cluster(switches.workers, switches.scheduler)
+    if cluster.here:
+        peak_memory(torch.device(o.device), reset=True)
     y = job.problem.y[0].numpy()
     tiles = _tiles(job, o, run)
     said = f"{job.name}: {len(tiles.layout)} tiles"
@@ -267,7 +269,8 @@ def _run_tiled(
     say(said)
     x = job.problem.x
     _write_inputs(job, run)
-    tiles.fit(Cluster(switches.workers, switches.scheduler), bar, cancelled)
+    tiles.fit(cluster, bar, cancelled)
+    taken = peak_memory(torch.device(o.device)) if cluster.here else None  # elsewhere: not told
     restored = np.empty_like(y)
     for (top, bottom, left, right), window in tiles.blended():
         restored[:, top:bottom, left:right] = window
@@ -281,7 +284,7 @@ def _run_tiled(
     summary = {
         "image": job.name, "model_type": o.model_type, "task": o.task,
         "parameters": tiles.parameters(), **counts,
-        "stopping": o.stopping, "peak_memory_bytes": peak_memory(torch.device("cpu")),
+        "stopping": o.stopping, "peak_memory_bytes": taken,
         "sigma": problem.sigma, "seed": o.seed, "device": o.device, "precision": o.precision,
     }  # fmt: skip
     if x is not None:

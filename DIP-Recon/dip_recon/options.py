@@ -360,7 +360,11 @@ class DenoisingOptions(Options):
 
 @dataclass
 class BaselineOptions(DenoisingOptions):
-    """DIP as in the table of the paper; two runs on the same noisy picture, and their mean."""
+    """DIP as in the table of the paper; two runs on the same noisy picture, and their mean.
+
+    The network is that of Ulyanov et al.; PG-DIP's thesis runs it with another epsilon of the batch
+    normalisation (1e-6 for 1e-5) and bilinear upsampling with aligned corners.
+    """
 
     model_type: str = option("DIP_orig", "network by name", kind=str)
     num_iters: int = option(1800, "iterations at most", kind=int, at_least=1, at_most=10**9)

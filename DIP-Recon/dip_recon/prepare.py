@@ -153,8 +153,9 @@ def prepare(job: Job, o: Options, device: torch.device, precision: str) -> State
 
     Raises UserError where they do not go together.
     """
-    if precision == "fp32":  # cuDNN's default is TF32, 10 bits of mantissa
-        torch.backends.cudnn.allow_tf32 = False
+    # cuDNN's default is TF32, 10 bits of mantissa: too few for filters, and for a fit that goes on
+    # in float32 where bfloat16 has lost it
+    torch.backends.cudnn.allow_tf32 = False
     settings = network_settings(job, o)
     weights = generator(o.seed, "weights")
     network = models.build(o.model_type, **settings, generator=weights).to(device)
