@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from conftest import refused
 
-from dip_recon import files, images
+from dip_recon import figures, files, images
 from dip_recon.cli import main as command
 from dip_recon.errors import UserError
-from dip_recon.experiment import main
-from dip_recon.files import LOCK, alone, atomic, check_alone, clean
+from dip_recon.experiment import finish_off, main
+from dip_recon.files import LOCK, alone, atomic, check_alone, clean, hidden
 from dip_recon.options import DenoisingOptions
-from dip_recon.runs import Run, check_free
+from dip_recon.runs import Run, check_free, read_csv, write_results
 
 SMALL = "--dim 4 --num_scales 1 --num_iters 3 --eval_every 1 --device cpu"
 
@@ -266,3 +266,76 @@ def test_who_is_alone_cleans_what_is_of_this_very_second(tmp_path):
     with run.alone():
         run.begin({"a": 1}, overwrite=False)
     assert not left.exists()
+
+
+@pytest.mark.parametrize("gone", [1, 3])
+def test_what_an_interrupted_clearing_has_left_is_no_beginning(tmp_path, monkeypatch, gone):
+    """Neither tiles of other settings are gone on with, nor is a result taken for these."""
+    run = Run(tmp_path / "run")
+    run.begin({"lr": 0.01}, overwrite=False)
+    tile = run.folder / "tiles" / "000000.npz"
+    tile.parent.mkdir()
+    for path in (tile, run.folder / "result.json", run.folder / "checkpoint.pt"):
+        path.write_text("of other settings")
+    unlink, count = Path.unlink, 0
+
+    def interrupted(path, **more):
+        nonlocal count
+        count += 1
+        if count > gone:
+            raise KeyboardInterrupt
+        unlink(path, **more)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "unlink", interrupted)
+        run.clear()
+    assert not run.finished
+    if run.begun:  # then it is told that the settings are others
+        refused(lambda: run.check({"lr": 0.5}, (), resume=True, overwrite=False), "checkpoint")
+        return
+    run.check({"lr": 0.5}, (), resume=True, overwrite=False)
+    run.begin({"lr": 0.5}, overwrite=False)
+    assert not tile.exists()
+
+
+def test_a_damaged_or_vanished_result_of_another_run_is_passed_over(tmp_path):
+    for name, text in (("a", '{"image": "a", "model_type": "DD", "task": "sr"}'), ("b", "")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result.json").write_text(text)
+    write_results(tmp_path)
+    assert [row["ID"] for row in read_csv(tmp_path / "results.csv")] == ["a"]
+
+
+@pytest.mark.parametrize("left", ["checkpoint.pt", "tiles/000000.npz", None])
+def test_a_run_that_ended_at_its_very_end_is_finished_off(tmp_path, monkeypatch, left):
+    """Interrupted, not killed: there is no lock left to tell."""
+    run = Run(tmp_path / "run")
+    (run.folder / "tiles").mkdir(parents=True)
+    (run.folder / "result.json").touch()
+    if left:
+        (run.folder / left).touch()
+    drawn = []
+    monkeypatch.setattr(figures, "draw_run", lambda run: drawn.append(run.folder))
+    finish_off(run)
+    assert drawn == [run.folder] and not run.cut_off
+    assert [p.name for p in run.folder.rglob("*") if p.is_file()] == ["result.json"]
+
+
+def test_the_disk_has_a_file_before_it_has_its_name(tmp_path, monkeypatch):
+    done = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        noted = lambda *given, name=name, real=real: (done.append(name), real(*given))[1]  # noqa: E731
+        monkeypatch.setattr(files.os, name, noted)
+    with atomic(tmp_path / "a.txt") as path:
+        path.write_text("a")
+    assert done == ["fsync", "replace", "fsync"]
+
+
+def test_hidden_names_are_as_long_as_a_disk_allows(tmp_path):
+    name = "長" * 82 + ".tif"
+    found = {hidden(tmp_path / (first + name), ".", ".tiles") for first in ("", "a")}
+    assert len(found) == 2
+    for path in found:
+        path.touch()
+    assert hidden(tmp_path / "a.tif", ".half-").name == ".half-a.tif"

@@ -9,12 +9,14 @@ import signal
 
 import numpy as np
 import pytest
+import tifffile
 
-from dip_recon import batch, fit, images
+from dip_recon import batch, errors, fit, images
 from dip_recon.cli import main as command
 from dip_recon.cluster import _signals_held_back
 from dip_recon.errors import SIGNALS
 from dip_recon.fit import State
+from dip_recon.tiling import files as tiling_files
 from dip_recon.tiling import tiles
 
 SMALL = ["--width", "4", "--iterations", "4", "--stopping", "none", "--sigma", "20"]
@@ -112,6 +114,55 @@ def test_a_signal_after_the_last_iteration_is_heard_when_all_is_written(
     assert (tmp_path / "keep/result.json").is_file() and not (tmp_path / "out.png").exists()
     monkeypatch.setattr(fit, "step", lambda state: pytest.fail("fitted again"))
     assert command(words) == 0 and (tmp_path / "out.png").is_file()
+
+
+def test_a_stack_goes_on_with_the_frames_that_are_left(tmp_path, picture, monkeypatch, capsys):
+    stack = [picture(1) + 0.1 * np.random.RandomState(n).randn(1, 32, 32) for n in range(3)]
+    stack = np.concatenate(stack).clip(0, 1).astype(np.float32)
+    tifffile.imwrite(tmp_path / "in.tif", stack, photometric="minisblack")
+    words = ["denoise", str(tmp_path / "in.tif"), "-o", str(tmp_path / "out.tif"), *SMALL]
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, fit, "step", 6, signal.SIGTERM)  # in the second frame
+        assert command(words) == 130
+    assert f"to go on: dip-recon {shlex.join(words)}" in capsys.readouterr().err
+    kept = tmp_path / ".out.tif.tiles"
+    assert [p.parent.name for p in kept.rglob("result.json")] == ["0000"]
+    steps = []
+    step = fit.step
+    monkeypatch.setattr(fit, "step", lambda state: (steps.append(1), step(state))[1])
+    assert command(words) == 0 and len(steps) == 6
+    assert tifffile.imread(tmp_path / "out.tif").shape == (3, 32, 32) and not kept.exists()
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_picture_that_was_written_when_it_was_interrupted_is_not_done_again(
+    tmp_path, noisy, monkeypatch, capsys, keep
+):
+    words = ["denoise", str(noisy), "-o", str(tmp_path / "out.png"), *SMALL, "--tile", "60"]
+    words += ["--keep", str(tmp_path / "keep")] if keep else []
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, tiling_files, "_tidy", 1, signal.SIGTERM)
+        assert command(words) == 130
+    assert "to go on" in capsys.readouterr().err and (tmp_path / "out.png").is_file()
+    monkeypatch.setattr(tiles, "fit_tile", None)
+    assert command(words) == 0 and "was written already" in capsys.readouterr().out
+    assert not (tmp_path / ".out.png.tiles").exists()
+    assert command(words) == 2 and "is there already" in capsys.readouterr().err
+    (tmp_path / "out.png").unlink()
+
+
+def test_where_nobody_reads_on_the_work_goes_on(monkeypatch):
+    class Closed:
+        def write(self, text):
+            raise BrokenPipeError
+
+        flush = write
+
+    silenced = []
+    monkeypatch.setattr(errors, "silence_stdout", lambda: silenced.append(1))
+    monkeypatch.setattr(errors.sys, "stdout", Closed())
+    errors.say("a line")
+    assert silenced == [1]
 
 
 def test_a_signal_while_workers_start_comes_when_they_have():

@@ -7,19 +7,21 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from conftest import refused
 
-from dip_recon import cluster, images, sweeps
+from dip_recon import cluster, files, images, sweeps
 from dip_recon.errors import exit_status
 from dip_recon.flags import Switches, fill
 from dip_recon.prepare import resolve
 from dip_recon.runs import find
-from dip_recon.sweeps import estimate
+from dip_recon.sweeps import estimate, work
 from dip_recon.sweeps.grid import cells, load, plans
 
 HERE = Path(__file__).parents[1] / "DIP-Recon"
@@ -401,6 +403,32 @@ def test_an_interrupted_sweep_leaves_a_table_and_goes_on(sweep_file, tmp_path, w
     logs = [log.read_text() for log in out.rglob("*/log.txt") if log.parent != out]
     assert any("goes on from iteration" in log for log in logs) or not left
     assert all(log.count("--- ") == 2 for log in logs)  # one closing line each
+
+
+def test_what_another_process_finishes_meanwhile_is_not_done_again(
+    sweep_file, tmp_path, monkeypatch
+):
+    """A worker that was asked to leave, or a second sweep: it is waited for."""
+    assert call(sweep_file(grid={"seed": [7]}), tmp_path) == 0
+    first = find(tmp_path / "out")[0]
+    result = (first.folder / "result.json").read_text()
+    (first.folder / "result.json").unlink()
+    busy = threading.Event()
+
+    def finish():
+        with files.alone(first.folder):
+            busy.set()
+            time.sleep(1.5)
+            (first.folder / "result.json").write_text(result)
+
+    other = threading.Thread(target=finish)
+    other.start()
+    busy.wait()
+    monkeypatch.setattr(work, "run_one", None)
+    plan = SimpleNamespace(run=first)
+    found = work.carry_out(plan, lambda: False, switches=Switches())
+    other.join()
+    assert found.error is None and found.result["image"] == first.result()["image"]
 
 
 @pytest.mark.long

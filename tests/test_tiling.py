@@ -360,6 +360,15 @@ def test_a_zarr_is_denoised_by_windows(tmp_path):
 
 
 @pytest.mark.long
+def test_a_zarr_that_was_changed_in_its_place_is_another_picture(tmp_path):
+    zarr = pytest.importorskip("zarr")
+    array = zarr.create_array(tmp_path / "in.zarr", shape=(60, 70), dtype="uint8", chunks=(32, 32))
+    array[:] = 1
+    before, again = (files._identity(tmp_path / "in.zarr") for _ in range(2))
+    array[40:, 40:] = 2
+    assert before == again != files._identity(tmp_path / "in.zarr")
+
+
 def test_a_killed_job_goes_on_where_it_was(tmp_path):
     noisy = 255 * (ramp((130, 100))[0] + 0.05 * np.random.RandomState(0).randn(130, 100))
     tifffile.imwrite(tmp_path / "in.tif", noisy.clip(0, 255).astype(np.uint8))

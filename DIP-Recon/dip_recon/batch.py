@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import glob
 import math
+import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from . import auto, images, own
 from .cluster import Cluster
 from .errors import Kept, UserError, out_of_memory
 from .experiment import GAVE_UP
-from .files import cannot_write, clean
+from .files import cannot_write, clean, hidden
 from .images.frames import FrameWriter, count_frames, read_frame
 from .needs import too_large
 from .options import DenoisingOptions, Options
@@ -48,6 +49,7 @@ class Wishes:
     cluster: Cluster = field(default_factory=Cluster)
     how: dict = field(default_factory=dict)  # more for ``run_one``, on a worker
     given_up: list[str] = field(default_factory=list)  # filled in: the pictures whose fit was
+    draw: bool = True  # the figures of what is kept
 
 
 def expand(words: list[str]) -> list[Path]:
@@ -211,7 +213,28 @@ def _attempt(task: _Task, say: Callable) -> Exception | None:
         return error if flag else UserError(f"{task.picture}: {text}")
     except (FloatingPointError, MemoryError, RuntimeError) as error:
         return error
+    except OSError as error:
+        return UserError(f"{task.picture}: {error.strerror or error}")
     return None
+
+
+def _meanwhile(place: Path) -> Path:
+    """The folder beside an output in which what is done of it is kept until it is written."""
+    return hidden(place, ".", ".tiles")
+
+
+@contextmanager
+def _kept(place: Path, wishes: Wishes) -> Iterator[Wishes]:
+    """``wishes``, with a folder in which runs are kept until this block ends well."""
+    if wishes.keep:
+        yield wishes
+        return
+    folder = _meanwhile(place)
+    try:
+        yield replace(wishes, keep=folder, draw=False)
+    except KeyboardInterrupt as interrupt:
+        raise Kept from interrupt
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _one(picture: Path, place: Path, wishes: Wishes, several: bool, say: Callable) -> None:
@@ -223,15 +246,18 @@ def _one(picture: Path, place: Path, wishes: Wishes, several: bool, say: Callabl
     if wishes.overlap is not None:
         raise UserError("--overlap: only with --tile")
     if frames > 1:
-        _frames(picture, place, frames, wishes, say)
+        with _kept(place, wishes) as kept:
+            _frames(picture, place, frames, kept, say)
         return
     job = own.denoising(picture)
     images.check_writable(place, job.problem.size)
-    if math.prod(job.problem.size) > LONG and not wishes.draft and wishes.runs == 1:
+    long = math.prod(job.problem.size) > LONG
+    if long and not wishes.draft and wishes.runs == 1:
         _by_tiles(picture, place, wishes, say)
         return
-    done = _restored(job, wishes, say)
-    images.write(place, done.picture, like=job.like)
+    with _kept(place, wishes) if long else nullcontext(wishes) as wishes:
+        done = _restored(job, wishes, say)
+        images.write(place, done.picture, like=job.like)
     if lost := images.lost(place, job.like.kind, job.like.alpha is not None):
         say(lost)
     _tell(place, done, several, say)
@@ -289,7 +315,7 @@ def _restored(job: Job, wishes: Wishes, say: Callable) -> own.Denoised:
 
     def fit_one(small: Job, options: Options, where: str, **how) -> np.ndarray:
         keep = wishes.keep / where if wishes.keep else None
-        how = wishes.how | how
+        how = wishes.how | how | ({} if wishes.draw else {"draw": False})
         summary, restored = _within_memory(small, options, keep, wishes.cluster, say, **how)
         if summary.get("gave_up"):
             _give_up(small.name, wishes, say)
@@ -372,7 +398,7 @@ def _by_tiles(picture: Path, place: Path, wishes: Wishes, say: Callable) -> None
         )
     given = {"tile": wishes.tile or auto.TILE, **wishes.given}
     given["overlap"] = 16 if wishes.overlap is None else wishes.overlap
-    keep = wishes.keep or place.with_name(f".{place.name}.tiles")
+    keep = wishes.keep or _meanwhile(place)
     kept = wishes.keep is not None
 
     def choose(sample: np.ndarray, most: float) -> tuple[DenoisingOptions | None, float]:

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from . import __version__
-from .errors import UserError, exit_status
+from .errors import UserError, exit_status, say
 
 
 class _Parser(argparse.ArgumentParser):
@@ -238,7 +238,7 @@ def _denoise(args) -> int:
         given, args.draft, args.runs or (4 if args.best else 1), args.explain, args.overwrite,
         args.keep, args.tile, args.overlap, args.declipping, Cluster(workers, args.scheduler),
     )  # fmt: skip
-    return batch.denoise(args.pictures, args.output, wishes, print)
+    return batch.denoise(args.pictures, args.output, wishes, say)
 
 
 def _inpaint(args) -> int:
@@ -284,22 +284,22 @@ def _restore(args, job, base) -> int:
         if given_path and args.output.exists() and args.output.samefile(given_path):
             raise UserError(f"--output {args.output}: would replace {given_path}; choose another")
     choice = auto.filling(job.problem, base, given)
-    choice.tell(job.name, args.explain, print)
+    choice.tell(job.name, args.explain, say)
     if lost := images.lost(args.output, job.like.kind, job.like.alpha is not None):
-        print(lost)
+        say(lost)
     options, (job, back) = choice.options, own.stretched(job)
     if job.keep_known:
-        summary, restored = own.fill(job, options, args.keep, print)
+        summary, restored = own.fill(job, options, args.keep, say)
     else:
         own.check(job, options, args.keep)
         summary, restored = own.restore(job, options, {}, args.keep)
     images.write(args.output, back(restored), like=job.like)
     done = f"picture of iteration {summary['stop_iteration']}, {summary['iterations']} run"
-    print(f"{args.output}: {done}, {summary['seconds']:.0f} s")
+    say(f"{args.output}: {done}, {summary['seconds']:.0f} s")
     if summary.get("gave_up"):
-        print(f"{GAVE_UP} another --seed")
+        say(f"{GAVE_UP} another --seed")
     elif options.stopping not in ("fixed", "none") and not summary["stopped_by_rule"]:
-        print("it had not settled by then: more --iterations may be better")
+        say("it had not settled by then: more --iterations may be better")
     return int(bool(summary.get("gave_up")))
 
 

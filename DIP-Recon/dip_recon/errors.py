@@ -95,6 +95,14 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
+def say(line: str) -> None:
+    """Print a line; where nobody reads on, as behind `| head`, the work goes on without."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        silence_stdout()
+
+
 def _interrupt(*_) -> None:
     raise KeyboardInterrupt
 

@@ -227,15 +227,17 @@ def _run_whole(
     return summary, restored
 
 
-def finish_off(run: Run) -> None:
-    """Do for a finished run what its process did not come to, if that was killed at the very end.
+def finish_off(run: Run, draw: bool = True) -> None:
+    """Do for a finished run what its process did not come to, if that ended at the very end.
 
     Raises UserError if it is at it still.
     """
-    if run.cut_off:
+    undrawn = draw and not (run.folder / "comparison.png").is_file()
+    if run.cut_off or undrawn:
         with run.alone():
             run.tidy()
-            figures.draw_run(run)
+            if draw:
+                figures.draw_run(run)
 
 
 def _write_inputs(job: Job, run: Run, again: bool = True) -> None:
@@ -425,11 +427,16 @@ def run_all(o: Options, switches: Switches, notes: list[str] = ()) -> list[dict]
             if switches.resume and run.finished:
                 say(f"Sample {n + 1} {name}: finished before, kept")
                 finish_off(run)
-                figures.draw_run(run)
                 summaries.append(run.result())
                 continue
-            say(f"Sample {n + 1} {name}")
-            summary, _ = run_one(this.job(), run, this.options, switches, say, labels=this.labels)
+            with run.alone():
+                if switches.resume and run.finished:  # by another process, just now
+                    say(f"Sample {n + 1} {name}: finished meanwhile, kept")
+                    summaries.append(run.result())
+                    continue
+                say(f"Sample {n + 1} {name}")
+                job, o = this.job(), this.options
+                summary, _ = run_one(job, run, o, switches, say, labels=this.labels)
             summaries.append(summary)
             write_results(folder)
         write_results(folder)
@@ -508,13 +515,12 @@ def closing(s: dict) -> str:
 
 def main(cls: type[Options], argv: list[str] | None = None) -> int:
     """An entry script's main: parse, run, and turn what went wrong into a line and a status."""
-    prog = Path(sys.argv[0]).name
     argv = sys.argv[1:] if argv is None else argv
     kept = [word for word in argv if word not in ("--resume", "--overwrite")]
-    again = shlex.join([*kept, "--resume"])
+    again = shlex.join(["python", sys.argv[0], *kept, "--resume"])
 
     def work() -> int:
-        summaries = run_all(*parse(cls, argv, prog))
+        summaries = run_all(*parse(cls, argv, Path(sys.argv[0]).name))
         return int(any(summary.get("gave_up") for summary in summaries))
 
-    return exit_status(work, f"python {prog} {again}")
+    return exit_status(work, again)

@@ -8,6 +8,7 @@ without.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -30,6 +31,7 @@ _UMASK = os.umask(0)  # there is no way to read it but to set it
 os.umask(_UMASK)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # a lock is a file, and leads nowhere
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LONGEST = 255  # bytes of a name
 LOCK = ".lock"  # the file in a folder that whoever writes there holds
 _PART = re.compile(r"\.part-[a-z0-9_]{8}(\.[^.]+)?")
 
@@ -53,8 +55,10 @@ def atomic(path: str | Path) -> Iterator[Path]:
         held = _hold(temporary)
         temporary.chmod(0o666 & ~_UMASK)
         yield temporary
+        sync(temporary)
         os.replace(temporary, path)
         temporary = None
+        sync(path.parent)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
@@ -63,6 +67,31 @@ def atomic(path: str | Path) -> Iterator[Path]:
                 temporary.unlink()
         if held is not None:
             os.close(held)
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold a file, or the names in a folder, before what comes next: a machine that
+    loses its power may else have done the one and not the other. Where that cannot be, nothing.
+
+    Raises OSError if the disk is full or broken.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno in (*_FULL, errno.EIO):
+            raise
+
+
+def hidden(path: Path, before: str, after: str = "") -> Path:
+    """A name beside ``path`` that begins with ``before``, no longer than a disk allows."""
+    name = f"{before}{path.name}{after}"
+    if len(os.fsencode(name)) > _LONGEST:
+        name = f"{before}{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}{after}"
+    return path.with_name(name)
 
 
 @contextmanager

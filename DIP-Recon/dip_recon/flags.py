@@ -27,11 +27,15 @@ OFF = {
     "reg_type": (0,),
     "Lipschitz_constant": (0,),
     "Lipschitz_reg": (0,),
-    "num_power_iterations": (0,),
     "need_dropout": ("false", "no", "f", "n", 0),
 }
 # … and the flags that only matter while one of those is on.
-DEPENDENT = {"freq_loss_func": "freq_lbda", "morph_lbda": "prune_type", "min_tau": "prune_type"}
+DEPENDENT = {
+    "freq_loss_func": "freq_lbda",
+    "morph_lbda": "prune_type",
+    "min_tau": "prune_type",
+    "num_power_iterations": "Lipschitz_constant",
+}
 # How a fit is watched. That of a tile is not; when it is finished, the tile is kept.
 WATCHING = ("eval_every", "iters_print_acc", "verbose", "snapshots", "checkpoint_every")
 WHOLE = "--tile 0"

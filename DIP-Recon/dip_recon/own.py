@@ -305,7 +305,7 @@ def restore(
     def fitted(run: Run) -> tuple[dict, np.ndarray]:
         models.check_size(options.model_type, **network_settings(job, options))
         kept = {"draw": keep is not None, "exact": keep is not None}
-        return run_one(job, run, options, switches, lambda line: None, **kept, **how)
+        return run_one(job, run, options, switches, lambda line: None, **(kept | how))
 
     if keep is None:
         with tempfile.TemporaryDirectory() as folder:
@@ -318,7 +318,7 @@ def restore(
     found = _kept(job, options, keep, where)
     check_free("--keep", run)
     if run.finished and found is not None:
-        finish_off(run)
+        finish_off(run, how.get("draw", True))
         return run.result(), found
     return fitted(run)
 
@@ -332,7 +332,7 @@ def _kept(job: Job, options: Options, keep: Path, where: Cluster) -> np.ndarray 
         return run.load_exact()
     except UserError as error:
         raise UserError(
-            f"--keep {keep}: holds another run, or a damaged one; choose a new one"
+            f"{keep}: holds another run, or a damaged one; delete it, or choose another --keep"
         ) from error
 
 

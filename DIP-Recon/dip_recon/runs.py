@@ -40,8 +40,8 @@ from .files import (
 from .options import suits
 
 HISTORY = ("iteration", "seconds", "loss", "psnr_noisy", "psnr_gt", "psnr_gt_sm", "ssim_gt_sm")
-FILES = (
-    "config.yaml", "history.csv", "result.json", "checkpoint.pt", "restored.png", "noisy.png",
+FILES = (  # in the order in which they go: what is left without the first three is no run
+    "result.json", "checkpoint.pt", "config.yaml", "history.csv", "restored.png", "noisy.png",
     "clean.png", "comparison.png", "curves.png", "tiles.csv", "restored.npy", "peers.json",
 )  # fmt: skip
 MOST_ITERATIONS = 10**9
@@ -96,12 +96,12 @@ class Run:
         self._config: dict | None = None
 
     @contextmanager
-    def alone(self):
+    def alone(self, patience: float = 1.0):
         """While in here no other process writes in this folder; ``files.alone``, entered once."""
         if self._mine:
             yield
             return
-        with alone(self.folder):
+        with alone(self.folder, patience):
             self._mine = True
             try:
                 yield
@@ -162,10 +162,13 @@ class Run:
             )
 
     def begin(self, config: dict, overwrite: bool) -> None:
-        """Make the folder and save the configuration; with ``overwrite`` empty it first."""
+        """Make the folder and save the configuration; with ``overwrite`` empty it first.
+
+        So too where no run was begun: what lies there is the rest of one that was being removed.
+        """
         make_folder(self.folder)
         self._clean()
-        if overwrite:
+        if overwrite or not self.begun:
             self.clear()
         make_folder(self.folder / "snapshots")
         stale = ("result.json", "restored.npy", "comparison.png", "curves.png", "peers.json")
@@ -185,8 +188,10 @@ class Run:
 
     @property
     def cut_off(self) -> bool:
-        """Whether somebody writes here now, or was killed doing so."""
-        return (self.folder / LOCK).exists()
+        """Whether a finished run's process did not come to its end, or is at it still."""
+        left = ("checkpoint.pt", LOCK)
+        tiles = next((self.folder / "tiles").glob("[0-9]*.npz"), None)
+        return tiles is not None or any((self.folder / name).exists() for name in left)
 
     def tidy(self) -> None:
         """Remove what is left of a run whose process was killed after it had its result."""
@@ -423,7 +428,10 @@ def _write_results(folder: Path, found: list[Path]) -> None:
         writer = csv.writer(file)
         writer.writerow(RESULTS)
         for run in (Run(path.parent) for path in found):
-            result = run.result()
+            try:
+                result = run.result()
+            except UserError:  # gone by now, or damaged: who reads that run will tell
+                continue
             keys = ("psnr_stopped", "ssim_stopped", "psnr_noisy")
             writer.writerow([result["image"], *(short(result.get(k)) for k in keys)])
 

@@ -13,7 +13,7 @@ import tifffile
 
 from .. import memory
 from ..errors import UserError
-from ..files import atomic
+from ..files import atomic, sync
 from .decoding import check_chain, check_inflated, extra_channel, only_place, segment_bytes
 from .picture import MAX_PIXELS, Kind
 from .quiet import quiet
@@ -281,7 +281,9 @@ class TiffSink(Sink):
 
     def _finish(self) -> None:
         self._file.close()
+        sync(self._temporary)
         os.replace(self._temporary, self.path)
+        sync(self.path.parent)
 
 
 def _reserve(path: Path) -> None:

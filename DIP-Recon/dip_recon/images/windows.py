@@ -12,7 +12,7 @@ from types import TracebackType
 import numpy as np
 
 from ..errors import UserError
-from ..files import cannot_write
+from ..files import cannot_write, hidden
 from .encoding import quantise, sample_type
 from .picture import Kind
 
@@ -225,7 +225,7 @@ def kind_of(dtype: np.dtype, channels: int, icc: bytes | None = None) -> Kind:
 
 def temporary_name(path: Path) -> Path:
     """The name beside ``path`` under which it is written."""
-    return path.with_name(f".half-{path.name}")  # not a name that ``files.clean`` knows
+    return hidden(path, ".half-")  # not a name that ``files.clean`` knows
 
 
 def other_picture(path: Path, temporary: Path) -> UserError:

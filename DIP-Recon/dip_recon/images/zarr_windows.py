@@ -304,6 +304,8 @@ class ZarrSink(Sink):
         self._array[top:bottom, left:right] = samples if self.planes > 1 else samples[..., 0]
 
     def _finish(self) -> None:
+        if hasattr(os, "sync"):  # thousands of files, which may not come after their name
+            os.sync()
         if not self.path.exists():
             os.rename(self._temporary, self.path)
             return

@@ -19,6 +19,7 @@ from ..flags import Switches
 from ..runs import make_folder
 from ..together import at_once, run_together
 
+LEAVING = 60.0  # seconds that a worker which was asked to leave may take over its checkpoint
 FAILURES = (UserError, FloatingPointError, MemoryError, OSError, RuntimeError)  # of one run alone
 
 
@@ -45,18 +46,20 @@ def carry_out(
 ) -> Outcome:
     """Do one run, unless it is finished; what goes wrong with it is told, not raised.
 
-    how: more for ``run_one``.
+    On a worker, ``cancelled`` given, one that is leaving is waited for. how: more for ``run_one``.
     """
     began = time.perf_counter()
+    patience = 1.0 if cancelled is None else LEAVING
     try:
-        if plan.run.finished and not switches.overwrite:
-            return Outcome(plan, plan.run.result())
         make_folder(plan.run.folder)
-        with open_log(plan.run.folder / "log.txt", show=False) as say:
-            result, _ = run_one(
-                plan.job(), plan.run, plan.options, switches, say,
-                labels=plan.labels, cancelled=cancelled, bar=bar, **how,
-            )  # fmt: skip
+        with plan.run.alone(patience):
+            if plan.run.finished and not switches.overwrite:
+                return Outcome(plan, plan.run.result())
+            with open_log(plan.run.folder / "log.txt", show=False) as say:
+                result, _ = run_one(
+                    plan.job(), plan.run, plan.options, switches, say,
+                    labels=plan.labels, cancelled=cancelled, bar=bar, **how,
+                )  # fmt: skip
     except FAILURES as error:
         return Outcome(plan, error=f"{type(error).__name__}: {error}".splitlines()[0])
     return Outcome(plan, result, seconds=time.perf_counter() - began)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -13,12 +14,13 @@ import numpy as np
 from .. import images
 from ..cluster import Cluster
 from ..declipping import Declipping
-from ..errors import UserError
+from ..errors import Kept, UserError
 from ..files import check_alone
 from ..images import large
+from ..images.windows import temporary_name
 from ..options import NOT_IN_THE_NUMBERS, DenoisingOptions
 from ..prepare import resolve
-from ..runs import Run, check_free
+from ..runs import Run, check_free, read_csv
 from ..tasks import as_grey, span
 from .layout import Layout, Readable
 from .tiles import Tiles
@@ -68,7 +70,12 @@ def denoise_file(
     with large.open_source(path) as source:
         if source.channels not in (1, 3):
             raise UserError(f"{path}: has {source.channels} channels; grey or colour is wanted")
+        identity = _identity(path)
         if output.exists() and not overwrite:
+            if counts := _done(run, identity, output):
+                say(f"{output}: was written already when it was interrupted")
+                _tidy(run, kept)
+                return counts
             raise UserError(f"{output}: is there already; choose another --output, or --overwrite")
         most = _span(source)
         stretched = _Stretched(source, most)
@@ -88,8 +95,6 @@ def denoise_file(
         options, _ = resolve(options)
         options.validate()
         layout = Layout(source.size, options.tile, options.overlap)
-        stat = path.stat()
-        identity = {"picture": str(path.resolve()), "bytes": stat.st_size, "time": stat.st_mtime_ns}
         device, precision = cluster.choose(options.device, options.precision)
         options = replace(options, device=device, precision=precision)
         config = {**asdict(options), **identity, "span": most}
@@ -103,34 +108,73 @@ def denoise_file(
                 "another --keep"
             ) from error
         check_free("--keep", run)
-        with run.alone():
-            how = {"name": path.name, "faithful": level}
-            tiles = Tiles(stretched, layout, keep / "tiles", options, **how)
-            tiles.check(here=not cluster.scheduler)
-            cluster.check()
-            # made first, so that a full disk or a bad name shows before hours of fitting
-            large.create_sink(output, **kind).suspend()
-            run.begin(config, overwrite=False)
-            tiles.fit(cluster, bar, cancelled)
-            ends = Declipping()
-            for window, restored in tiles.blended() if declipping else ():
-                ends.add(restored, stretched.read(*window))
-            ends.judge()
-            with large.create_sink(output, **kind, resume=True) as sink:
-                for window, restored in tiles.blended():
-                    top, _, left, _ = window
-                    done = as_grey(ends.undo(restored), source.read(*window))
-                    sink.write(top, left, done * np.float32(most))
-            counts = tiles.write_table(keep / "tiles.csv")
-            tiles.remove()
-            if not kept:
-                run.remove()
+        try:
+            with run.alone():
+                tiles = Tiles(
+                    stretched, layout, keep / "tiles", options, name=path.name, faithful=level
+                )
+                tiles.check(here=not cluster.scheduler)
+                cluster.check()
+                # made first, so that a full disk or a bad name shows before hours of fitting
+                large.create_sink(output, **kind).suspend()
+                run.begin(config, overwrite=False)
+                tiles.fit(cluster, bar, cancelled)
+                counts = tiles.write_table(keep / "tiles.csv")
+                ends = Declipping()
+                for window, restored in tiles.blended() if declipping else ():
+                    ends.add(restored, stretched.read(*window))
+                ends.judge()
+                with large.create_sink(output, **kind, resume=True) as sink:
+                    for window, restored in tiles.blended():
+                        top, _, left, _ = window
+                        done = as_grey(ends.undo(restored), source.read(*window))
+                        sink.write(top, left, done * np.float32(most))
+                _tidy(run, kept)
+        except KeyboardInterrupt as interrupt:
+            raise Kept from interrupt
     said = (
         f"{output}: {counts['tiles']} tiles, {counts['stop_iteration']} iterations each in the "
         f"middle, {counts['seconds']:.0f} s in all"
     )
     say("; ".join([said, ends.told()] if ends.told() else [said]))
     return counts
+
+
+def _identity(path: Path) -> dict:
+    """By what a picture that was changed meanwhile is known."""
+    if path.is_dir():  # a Zarr: its chunks lie in folders of their own
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        stats = [(str(file.relative_to(path)), file.stat()) for file in files]
+        told = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+        size, time = (
+            sum(stat.st_size for _, stat in stats),
+            hashlib.sha256(told.encode()).hexdigest(),
+        )
+    else:
+        stat = path.stat()
+        size, time = stat.st_size, stat.st_mtime_ns
+    return {"picture": str(path.resolve()), "bytes": size, "time": time}
+
+
+def _done(run: Run, identity: dict, output: Path) -> dict:
+    """What the tiles of this picture came to, if its process ended after it had written ``output``
+    and before it had tidied up; else nothing."""
+    table = run.folder / "tiles.csv"
+    there = run.begun and run.cut_off and table.is_file()
+    if not there or temporary_name(output).exists():
+        return {}
+    config = run.config()
+    same = all(config.get(key) == value for key, value in identity.items())
+    newer = output.is_dir() or output.stat().st_mtime_ns >= table.stat().st_mtime_ns
+    return {"tiles": len(read_csv(table))} if same and newer else {}
+
+
+def _tidy(run: Run, kept: bool) -> None:
+    """Remove the tiles, and unless the folder is ``kept`` all that is in it."""
+    with run.alone():
+        run.tidy()
+        if not kept:
+            run.remove()
 
 
 @dataclass(frozen=True)
