@@ -15,6 +15,7 @@ from dip_recon.fit import (
     bf16_available,
     choose,
     fit,
+    jittered,
     make_optimizer,
     step,
 )
@@ -90,6 +91,19 @@ def test_psnr_to_the_measurement_counts_known_pixels_only():
     mask[..., :2] = 1
     problem = Problem(mask.clone() * 0.5, Mask(mask), (4, 4))
     assert problem.psnr_measured(torch.full((1, 1, 4, 4), 0.6)) == pytest.approx(20, abs=1e-3)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_noise_on_the_input_is_fresh_and_leaves_the_input(fresh, layout):
+    s = fresh()
+    s.z = s.z.to(memory_format=layout)
+    before, drawn = s.z.clone(), torch.Generator().set_state(s.generator.get_state())
+    for _ in range(2):
+        noise = torch.empty(s.z.numel()).normal_(generator=drawn)
+        expected = s.z + s.jitter * noise.as_strided(s.z.shape, s.z.stride())
+        found = jittered(s)
+        assert torch.equal(found, expected) and torch.equal(s.z, before)
+        assert found.stride() == s.z.stride()
 
 
 def test_schedule_sets_the_learning_rate(fresh):

@@ -202,7 +202,7 @@ def test_an_experiment_that_runs_out_says_so_in_one_line(capsys, error):
 
 LIMITED = """
 import resource, sys
-from dip_recon import cli, memory, needs
+from dip_recon import batch, cli, memory, needs  # what is imported later counts
 import torch
 torch.set_num_threads(1)
 with open("/proc/self/statm") as file:
@@ -211,7 +211,6 @@ resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[1]),) * 2)
 assert memory.free() <= int(sys.argv[1])
 if sys.argv[2] == "unwarned":
     needs.too_large = lambda job, o: False
-    from dip_recon import batch
     batch.too_large = needs.too_large
 sys.exit(cli.main(sys.argv[3:]))
 """

@@ -149,9 +149,39 @@ def test_the_noise_level_of_a_picture_that_is_clipped_in_places(channels, sigma)
 def test_a_border_of_one_colour_has_not_the_noise_in_it(channels, picture):
     y = noise.add_gaussian(picture[:channels], 15, np.random.RandomState(7))
     y[:, :50] = 16 / 255
-    expected = 15 * math.sqrt(1 - 50 / y.shape[1])  # its mean power, were the border counted
+    expected = 15 * math.sqrt(1 - 50 / y.shape[1])  # its mean power, the border counted
     assert expected < 13.1
-    assert noise.noise_level(y) == pytest.approx(15, rel=0.07)
+    assert noise.noise_level(y) == pytest.approx(expected, rel=0.07)
+    assert noise.before_clipping(y, noise.noise_level(y)) == pytest.approx(15, rel=0.07)
+    assert noise.clipped_deviation(y, 15) == pytest.approx(expected, rel=0.04)
+
+
+@pytest.mark.parametrize("empty, sigma", [((0, 2), 25), ((0, 2), 5), ((2,), 10)])
+def test_channels_that_are_empty_have_no_noise(picture, empty, sigma):
+    y = noise.add_gaussian(picture, sigma, np.random.RandomState(7))
+    y[list(empty)] = 0
+    expected = sigma * math.sqrt(1 - len(empty) / 3)
+    assert noise.noise_level(y) == pytest.approx(expected, rel=0.07)
+    assert noise.before_clipping(y, noise.noise_level(y)) == pytest.approx(sigma, rel=0.07)
+
+
+def test_noise_that_channels_share_is_seen_beside_a_blown_sky(picture):
+    rng = np.random.RandomState(7)
+    y = (picture + rng.normal(0, 25 / 255, picture.shape[1:])).clip(0, 1).astype(np.float32)
+    flat = noise.flat_level(y)
+    y[:, :30] = 1
+    assert noise.flat_level(y) == pytest.approx(flat, rel=0.15) and flat > 20
+    expected = 25 * math.sqrt(1 - 30 / y.shape[1])
+    assert noise.noise_level(y) == pytest.approx(expected, rel=0.1)
+
+
+def test_a_noisy_thing_in_a_black_sky(picture):
+    clean = np.full_like(picture, -0.05)
+    clean[:, 40:-40, 40:-40] = 0.1 * picture[:, 40:-40, 40:-40]
+    y = noise.add_gaussian(clean, 4, np.random.RandomState(7))
+    y = np.round(255 * y) / 255
+    true = 255 * math.sqrt(np.square(y - clean.clip(0, 1)).mean())
+    assert np.mean(y == 0) > 0.3 and noise.noise_level(y) == pytest.approx(true, rel=0.15)
 
 
 def test_black_and_white_at_random_is_what_no_clipping_explains():

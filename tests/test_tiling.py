@@ -290,6 +290,15 @@ def test_where_it_is_dark_a_tile_stays_nearer_to_its_pixels(monkeypatch):
     assert grey == pytest.approx(25, rel=0.01) and dark == pytest.approx(25 * 0.584, rel=0.1)
 
 
+def test_a_tile_of_one_colour_is_not_fitted(monkeypatch):
+    monkeypatch.setattr(tiles, "fit", None)
+    flat = np.full((3, 48, 40), 0.3, np.float32)
+    layout = Layout((48, 40), 48, 0)
+    those = tiles.Tiles(InMemory(flat), layout, Path("none"), replace(options(), tile=48), 25.0)
+    fitted = tiles.fit_tile(those.task(layout[0]))
+    assert (fitted.picture == flat).all() and fitted.iterations == 0
+
+
 def test_what_the_format_does_not_hold_is_said_of_tiles_too(tmp_path, capsys):
     samples = np.full((90, 70, 4), 100, np.uint8)
     samples[:9, :, 3] = 0

@@ -114,6 +114,9 @@ def denoising(
     elif shared:
         sigma = deviation = min(FLAT * flat, max(FAITHFUL / used, FLAT * white))
         said = f"noise level about {scale * sigma:.1f} of 255, shared by neighbouring pixels"
+        if sigma < FLAT * flat:  # it may be texture
+            most = f"{scale * FLAT * flat:.0f}"
+            said += f" (--sigma {most} if the texture in the flattest places is noise)"
     else:
         deviation = white
         sigma = noise.before_clipping(y, deviation)

@@ -307,7 +307,7 @@ def jittered(s: State) -> Tensor:
         return s.z
     # drawn in memory order: five times as fast as through the strides of channels_last
     noise = torch.empty(s.z.numel(), device=s.z.device).normal_(generator=s.generator)
-    return s.z + s.jitter * noise.as_strided(s.z.shape, s.z.stride())
+    return noise.mul_(s.jitter).as_strided(s.z.shape, s.z.stride()).add_(s.z)
 
 
 def step(s: State) -> bool:

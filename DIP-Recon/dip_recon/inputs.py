@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from skimage.transform import resize
 from torch import Tensor
 
 from .errors import UserError, nearest
@@ -56,6 +55,8 @@ def make_input(
         return torch.cat(waves, dim=1).reshape(1, depth, *size)
     picture = np.asarray(picture, dtype=np.float32)
     if picture.shape[-2:] != tuple(size):
+        from skimage.transform import resize  # takes a while to import
+
         picture = np.stack([resize(plane, size, anti_aliasing=True) for plane in picture])
     return torch.tensor(picture, dtype=torch.float32)[None]
 

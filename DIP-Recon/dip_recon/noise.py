@@ -9,7 +9,14 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from scipy.ndimage import correlate1d, gaussian_filter, uniform_filter, uniform_filter1d
+from scipy.ndimage import (
+    correlate1d,
+    gaussian_filter,
+    maximum_filter,
+    minimum_filter,
+    uniform_filter,
+    uniform_filter1d,
+)
 from scipy.special import ndtr, ndtri  # scipy.stats takes a second to import
 
 from .errors import UserError
@@ -66,19 +73,36 @@ def clipped_deviation(y: np.ndarray, sigma: float, where: np.ndarray | None = No
 
     ``y`` [C, H, W] is the noisy, clipped picture. Slightly smoothed it is near the mean that
     clipping leaves at each pixel; from that mean the variance follows. Over the pictures and noise
-    levels of results/README.md it is within 2 % of what the clean picture would give. ``where``, of
-    the shape of ``y``, is True for the values that count; all do without it.
+    levels of results/README.md it is within 2 % of what the clean picture would give. Places of one
+    value, as borders and blown skies are, have no noise. ``where``, of the shape of ``y``, is True
+    for the values that count; all do without it.
     """
-    return _deviation_left(_smoothed(y), sigma, True if where is None else where)
+    return _Brightness(y, where).deviation(sigma)
 
 
-def _smoothed(y: np.ndarray) -> np.ndarray:
-    return gaussian_filter(np.asarray(y, dtype=np.float64), (0, 1, 1))
+class _Brightness:
+    """How bright a noisy picture [C, H, W] is where it has noise: the means of many ``BINS``, and
+    the share of its values that lie in each."""
 
+    BINS = 4096
 
-def _deviation_left(mean: np.ndarray, sigma: float, where: np.ndarray | bool = True) -> float:
-    means, variances = clipped_moments(np.linspace(0, 1, 2001), sigma)
-    return 255 * float(np.sqrt(np.interp(mean, means, variances).mean(where=where)))
+    def __init__(self, y: np.ndarray, where: np.ndarray | None = None) -> None:
+        y = np.asarray(y)
+        near = (1, 3, 3)
+        noisy = maximum_filter(y, near) > minimum_filter(y, near)
+        noisy |= not noisy.any()
+        total = noisy.size if where is None else max(int(where.sum()), 1)
+        mean = gaussian_filter(y.astype(np.float64), (0, 1, 1))
+        mean = mean[noisy if where is None else noisy & where]
+        place = np.clip(mean * self.BINS, 0, self.BINS - 1).astype(int)
+        counts = np.bincount(place, minlength=self.BINS)
+        self.means = np.bincount(place, mean, self.BINS) / np.maximum(counts, 1)
+        self.shares = counts / total
+
+    def deviation(self, sigma: float) -> float:
+        """RMS deviation (0–255) that clipping leaves of noise of level ``sigma``."""
+        means, variances = clipped_moments(np.linspace(0, 1, 2001), sigma)
+        return 255 * math.sqrt(self.shares @ np.interp(self.means, means, variances))
 
 
 def hardly_clipped(y: np.ndarray, sigma: float, margin: float) -> np.ndarray:
@@ -132,8 +156,10 @@ PER_DIMENSION = 30  # patches at least, for the directions to be found
 DIRECTIONS = 1 / 8  # share of them in which there is least texture
 BLOCK = 16  # pixels a side of the places in which directions are found, or noise is measured
 CLIPPED = (0.1, 0.25, 0.5, 1)  # share of a patch that may be; the next where too few are left
+EMPTY = 0.8  # share of a channel's values that are clipped, beyond which it says nothing
 FREE = 0.1  # share of the patches: fewer are the letters on noisy paper
 COMMON = 2.0  # level from which noise is told that channels share; JPEG alone leaves some
+BLANK = 0.1  # share of a window that may be black or white
 GROWS = 0.9, 1.4  # correlation of variance with brightness, and its growth, that are believed
 
 
@@ -171,8 +197,14 @@ def noise_level(y: np.ndarray) -> float:
 
 
 def _patch_level(y: np.ndarray) -> float:
-    deviation, level = _Patches(np.asarray(y, np.float32)).deviation()
-    return deviation if level is None else clipped_deviation(y, level)
+    y = np.asarray(y, np.float32)
+    # an empty channel, or one that is clipped nearly everywhere, would have the least directions
+    told = ((y <= 0) | (y >= 1)).mean((1, 2)) <= EMPTY
+    told = told if told.any() else told | True
+    deviation, level = _Patches(y[told]).deviation()
+    if level is None:
+        return deviation * math.sqrt(told.mean())
+    return clipped_deviation(y, level)
 
 
 class _Patches:
@@ -195,7 +227,9 @@ class _Patches:
         nothing = (np.abs(detail) < 1e-6).mean((1, 2, 3, 4))
         one = nothing > 0.5
         # but where most is so, and the rest without noise too, it is a drawing or a page of text
-        self.drawn = one.mean() > 0.5 and (one.all() or nothing[~one].mean() > 0.1)
+        rest = ~one & (clipped == 0)  # a black sky may have a noisy object in it
+        rest = rest if rest.any() else ~one
+        self.drawn = one.mean() > 0.5 and (one.all() or nothing[rest].mean() > 0.1)
         lost = np.where(one, 0 if self.drawn else 1, clipped)
         least = PER_DIMENSION * detail[0].size
         enough = max(least, FREE * len(lost))
@@ -304,8 +338,9 @@ def flat_level(y: np.ndarray, side: int = 12) -> float:
     texture there is even there.
 
     The 5 % quantile, over the picture, of the deviation from a plane in windows of ``side`` pixels,
-    so that a gradient is no noise. A camera that sharpens, scales and compresses leaves noise that
-    neighbouring pixels share, which hardly shows in ``noise_level``.
+    so that a gradient is no noise. Windows with black or white in them, as bars and blown skies
+    have, do not count unless most have. A camera that sharpens, scales and compresses leaves noise
+    that neighbouring pixels share, which hardly shows in ``noise_level``.
     """
     if min(y.shape[1:]) < 2 * side:
         return 0.0
@@ -317,7 +352,13 @@ def flat_level(y: np.ndarray, side: int = 12) -> float:
         slope = correlate1d(uniform_filter1d(y, side, across), ramp / side, along)
         variance -= np.square(slope) / np.square(ramp).mean()
     half = side // 2
-    inside = variance[:, half:-half:4, half:-half:4].mean(0)
+    looked_at = np.s_[:, half:-half:4, half:-half:4]
+    inside = variance[looked_at].mean(0)
+    blank = minimum_filter(((y <= 0) | (y >= 1)).all(0, keepdims=True), (1, 3, 3))
+    some = uniform_filter(blank.astype(np.float64), (0, side, side))
+    free = some[looked_at][0] <= BLANK
+    if free.mean() >= 0.5:
+        inside = inside[free]
     return 255 * math.sqrt(max(float(np.quantile(inside, 0.05)), 0.0))
 
 
@@ -351,8 +392,7 @@ def before_clipping(y: np.ndarray, deviation: float) -> float:
 
     The inverse of ``clipped_deviation``; ``deviation`` itself where clipping cannot explain it.
     """
-    mean = _smoothed(y)
-    level = _inverse(lambda sigma: _deviation_left(mean, sigma), deviation)
+    level = _inverse(_Brightness(y).deviation, deviation)
     return deviation if level is None else level
 
 

@@ -113,7 +113,9 @@ def denoise(
     seeds = [replace(choice.options, seed=choice.options.seed + n) for n in range(runs)]
     pictures = fit_all(fitted, seeds)
     if draft:
-        pictures = [_with_detail(found, y) for found in pictures]
+        told = choice.options.sigma  # given, or that of noise which neighbours share
+        level = 2 * choice.deviation if told else noise.noise_level(y)
+        pictures = [_with_detail(found, y, level) for found in pictures]
     mean = pictures[0] if runs == 1 else np.mean(pictures, axis=0, dtype=np.float32)
     # a draft has put back by itself what is not noise
     restored, weight = (mean, 1.0) if draft else noise.drawn_back(mean, y, choice.deviation)
@@ -154,8 +156,9 @@ def _halved(y: np.ndarray) -> np.ndarray:
     return means[0].numpy()
 
 
-def _with_detail(half: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A picture of half the size, enlarged, with the detail of ``y`` that is not noise.
+def _with_detail(half: np.ndarray, y: np.ndarray, level: float) -> np.ndarray:
+    """A picture of half the size, enlarged, with the detail of ``y`` that is not noise of ``level``
+    (0–255).
 
     The detail band as a whole is weighted as a Wiener filter would, by its power above the noise's.
     """
@@ -168,7 +171,7 @@ def _with_detail(half: np.ndarray, y: np.ndarray) -> np.ndarray:
     share = float(np.square(band(unit)).mean())
     detail = band(y)
     power = float(np.square(detail).mean())
-    noise_power = share * (noise.noise_level(y) / 255) ** 2
+    noise_power = share * (level / 255) ** 2
     weight = max(0.0, 1 - noise_power / power) if power else 0.0
     return (enlarge(half, size) + np.float32(weight) * detail).clip(0, 1)
 
@@ -307,7 +310,8 @@ def restore(
         kept = {"draw": keep is not None, "exact": keep is not None}
         return run_one(job, run, options, switches, lambda line: None, **(kept | how))
 
-    if keep is None:
+    if keep is None:  # nobody comes back to it
+        options = replace(options, snapshots=[], checkpoint_every=10**9)
         with tempfile.TemporaryDirectory() as folder:
             try:
                 return fitted(Run(Path(folder)))

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from skimage.transform import resize
 
 from . import data, images, memory, noise, operators
 from .errors import UserError
@@ -63,6 +62,8 @@ def load(path: Path, options: Options) -> np.ndarray:
 
 def enlarge(x: np.ndarray, size: tuple[int, int], clip: bool = True) -> np.ndarray:
     """Resize [C, h, w] to [C, *size], bicubic, anti-aliased when shrinking, clipped to [0, 1]."""
+    from skimage.transform import resize  # takes a while to import
+
     moved = np.moveaxis(x, 0, -1)
     resized = resize(moved, size, order=3, mode="symmetric", anti_aliasing=True, clip=clip)
     resized = np.moveaxis(resized, -1, 0)
