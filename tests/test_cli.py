@@ -256,6 +256,31 @@ def test_what_uses_little_of_its_range_is_stretched(tmp_path, picture, capsys):
 
 
 @pytest.mark.parametrize("more", [[], ["--tile", "24", "--overlap", "8"]])
+def test_a_hot_pixel_does_not_hide_the_noise(tmp_path, picture, capsys, more):
+    noisy = add_gaussian(picture(1, (40, 36)), 25, np.random.RandomState(7))
+    samples = (noisy[0] * 4095).astype(np.uint16)
+    samples[20, 20] = 65535
+    tifffile.imwrite(tmp_path / "x.tif", samples)
+    words = ["denoise", tmp_path / "x.tif", "-o", tmp_path / "out.tif", "--iterations", "20"]
+    assert run(*words, *more) == 0
+    said = capsys.readouterr().out
+    assert "uses 6.2% of its range" in said and "no noise" not in said
+    after = tifffile.imread(tmp_path / "out.tif")
+    assert after[20, 20] == 65535 and np.sum(after > 4095) == 1
+    assert np.sum(after == samples) < 100
+
+
+def test_what_towers_above_the_rest():
+    dark = np.random.RandomState(0).poisson(3, (1, 100, 100)) / 1000  # whose own peaks do not
+    assert tasks.brightest(dark) == dark.max() == pytest.approx(0.013, abs=0.004)
+    dark[0, 3, 4] = 0.9
+    assert tasks.brightest(dark) == pytest.approx(np.sort(dark.ravel())[-2], abs=1e-5)
+    dark[0, :10, :10] = 0.9  # a lamp
+    assert tasks.brightest(dark) == 0.9
+    assert tasks.brightest(np.zeros((1, 8, 8))) == 0
+
+
+@pytest.mark.parametrize("more", [[], ["--tile", "24", "--overlap", "8"]])
 def test_grey_stored_as_rgb_is_restored_and_stays_grey(tmp_path, picture, capsys, more):
     noisy = add_gaussian(picture(1, (40, 36)), 25, np.random.RandomState(7))
     images.save_png(tmp_path / "x.png", np.repeat(noisy, 3, 0))

@@ -229,6 +229,9 @@ def test_mask_from_picture():
     with pytest.raises(UserError, match="not a mask"):
         operators.mask_from_picture(rng.rand(3, 8, 6))
     assert operators.mask_from_picture(np.ones((8, 6))).all()
+    soft = np.ones((30, 30))
+    soft[3, :5] = 0, 0.3, 0.6, 0.8, 0.95  # the rim of a brush
+    np.testing.assert_array_equal(operators.mask_from_picture(soft)[0, 3, :6], [0, 0, 0, 0, 1, 1])
     with pytest.raises(UserError, match="8×6 but the picture 6×8"):
         operators.mask_from_picture(picture, size=(6, 8))
     with pytest.raises(UserError, match="black"):

@@ -96,7 +96,7 @@ def denoise(
     if uncertainty and runs < 2:
         raise UserError("uncertainty=True: give runs=2 or more")
     given = _options(options | ({} if sigma is None else {"sigma": sigma}), auto.DENOISING)
-    most = tasks.span(data.max())  # what is fitted is divided by it
+    most = tasks.span(tasks.brightest(data))  # what is fitted is divided by it
     fit_one = _fitter(progress, lambda x: back(x * most), data.shape[1:])
 
     def fit_all(job: tasks.Job, seeds: list[Options]) -> list[np.ndarray]:

@@ -23,7 +23,7 @@ from .needs import too_large
 from .options import DenoisingOptions, Options
 from .prepare import resolve
 from .runs import Run
-from .tasks import Job, span
+from .tasks import Job, brightest, span
 from .tiling.files import denoise_file, is_large
 from .tiling.layout import Layout
 from .together import at_once, run_all
@@ -301,7 +301,7 @@ def _check_frames(picture: Path, count: int, wishes: Wishes) -> bool:
         colour |= len(frame.data) == 3
         halved = wishes.draft and min(frame.size) >= own.DRAFT
         try:
-            auto.check(frame.size, wishes.given, span(frame.data.max(initial=0)), halved)
+            auto.check(frame.size, wishes.given, span(brightest(frame.data)), halved)
         except UserError as error:
             raise UserError(f"frame {index + 1} of {picture}: {error}") from error
     return colour

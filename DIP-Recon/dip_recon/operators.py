@@ -309,7 +309,8 @@ def text_mask(
 def mask_from_picture(array: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
     """A mask [1, H, W], float32, from its picture [C, H, W] or [H, W] in [0, 1]: white = known.
 
-    Known is what lies above 0.5 in the mean over channels. ``size`` is the (H, W) of the picture
+    Known is what lies above 0.9 in the mean over channels: what a soft brush has touched has some
+    of the damage in it. ``size`` is the (H, W) of the picture
     it goes with. Raises UserError if that differs, if nothing is known, or if more than a
     twentieth of it is neither black nor white.
     """
@@ -323,7 +324,7 @@ def mask_from_picture(array: np.ndarray, size: tuple[int, int] | None = None) ->
     grey = array.mean(axis=0, keepdims=True)
     if np.mean((grey > 0.1) & (grey < 0.9)) > 0.05:  # JPEG blurs the edges of a mask, no more
         raise UserError("not a mask: it must be black (missing) and white (known)")
-    mask = (grey > 0.5).astype(np.float32)
+    mask = (grey > 0.9).astype(np.float32)
     if not mask.any():
         raise UserError("the mask picture is all black: no pixel is known (white means known)")
     return mask

@@ -28,7 +28,18 @@ from .options import NOT_IN_THE_NUMBERS, Options
 from .prepare import network_settings, resolve
 from .problem import Problem
 from .runs import Run, check_free
-from .tasks import RESIZING, Job, as_grey, bicubic, denoising_job, enlarge, opaque, span, tensor
+from .tasks import (
+    RESIZING,
+    Job,
+    as_grey,
+    bicubic,
+    brightest,
+    denoising_job,
+    enlarge,
+    opaque,
+    span,
+    tensor,
+)
 
 
 def _read(path: Path) -> tuple[images.Picture, str]:
@@ -97,8 +108,8 @@ def denoise(
     Raises UserError for options or a picture that will not do.
     """
     original = job.problem.y[0].numpy()
-    most = span(original.max(initial=0))
-    y = original / np.float32(most)
+    most = span(brightest(original))
+    y = np.minimum(original / np.float32(most), 1)
     draft = draft and min(y.shape[1:]) >= DRAFT
     small = _halved(y) if draft else y
     choice = choose(small, given, most, draft)
@@ -134,6 +145,7 @@ def denoise(
     what = f"mean of {runs} runs" if runs > 1 else "restored"
     told = f"{what} in {time.perf_counter() - began:.0f} s"
     restored = as_grey(restored, y) * np.float32(most)
+    restored = np.where(original > most, original, restored)  # what towers above all others
     return Denoised(restored, choice, notes, spread, told)
 
 

@@ -88,6 +88,47 @@ def span(most: float) -> float:
     return float(most) if 0 < most < 0.5 else 1.0
 
 
+class Brightest:
+    """The largest value in a picture, but for a few that tower above all others.
+
+    A hot pixel, a cosmic ray or a saturated star says nothing of the range that a dark picture
+    uses. Told window by window, values in [0, 1]; ``values``: how many there will be.
+    """
+
+    RARE, TOWER = 0.001, 4.0  # share of the values; times the largest of the rest
+    BINS = 65536
+
+    def __init__(self, values: int) -> None:
+        self.values, self.most = values, 0.0
+        self.counts = np.zeros(self.BINS, np.int64)
+
+    def add(self, y: np.ndarray) -> None:
+        """Count in a window of any shape."""
+        places = np.rint(np.clip(y, 0, 1) * (self.BINS - 1)).astype(np.int64).ravel()
+        self.counts += np.bincount(places, minlength=self.BINS)
+        self.most = max(self.most, float(y.max(initial=0)))
+
+    @property
+    def certain(self) -> bool:
+        """Whether more than a few are in the upper half, whatever is still to come."""
+        return self.counts[self.BINS // 2 :].sum() > self.RARE * self.values
+
+    def value(self) -> float:
+        there = np.flatnonzero(self.counts)
+        rest = np.searchsorted(np.cumsum(self.counts), (1 - self.RARE) * self.counts.sum())
+        if rest > 0 and self.TOWER * rest < there[-1]:
+            most = there[there <= self.TOWER * rest][-1]
+            return float(np.float32(most) / np.float32(self.BINS - 1))
+        return self.most
+
+
+def brightest(y: np.ndarray) -> float:
+    """``Brightest`` of a whole picture."""
+    found = Brightest(y.size)
+    found.add(y)
+    return found.value()
+
+
 def as_grey(restored: np.ndarray, y: np.ndarray) -> np.ndarray:
     """``restored`` [C, H, W], or the mean of its channels where those of ``y`` are all the same: a
     grey picture stored as RGB stays grey."""

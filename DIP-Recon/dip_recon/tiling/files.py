@@ -21,7 +21,7 @@ from ..images.windows import temporary_name
 from ..options import NOT_IN_THE_NUMBERS, DenoisingOptions
 from ..prepare import resolve
 from ..runs import Run, check_free, read_csv
-from ..tasks import as_grey, span
+from ..tasks import Brightest, as_grey, span
 from .layout import Layout, Readable
 from .tiles import Tiles
 
@@ -127,8 +127,9 @@ def denoise_file(
                 with large.create_sink(output, **kind, resume=True) as sink:
                     for window, restored in tiles.blended():
                         top, _, left, _ = window
-                        done = as_grey(ends.undo(restored), source.read(*window))
-                        sink.write(top, left, done * np.float32(most))
+                        y = source.read(*window)
+                        done = as_grey(ends.undo(restored), y) * np.float32(most)
+                        sink.write(top, left, np.where(y > most, y, done))  # what towers
                 _tidy(run, kept)
         except KeyboardInterrupt as interrupt:
             raise Kept from interrupt
@@ -179,23 +180,24 @@ def _tidy(run: Run, kept: bool) -> None:
 
 @dataclass(frozen=True)
 class _Stretched:
-    """A picture whose values are divided by ``most``, read by windows."""
+    """A picture whose values are divided by ``most``, at most 1, read by windows."""
 
     source: Readable
     most: float
 
     def read(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:
-        return self.source.read(top, bottom, left, right) / np.float32(self.most)
+        values = self.source.read(top, bottom, left, right)
+        return np.minimum(values / np.float32(self.most), 1)
 
 
 def _span(source: large.Source) -> float:
     """``span`` of a picture of any size; where it is 1, no more is read than it takes to see it."""
-    most = 0.0
+    found = Brightest(source.channels * math.prod(source.size))
     for window in Layout(source.size, SAMPLE, 0).windows():
-        most = max(most, float(source.read(*window).max()))
-        if most and span(most) == 1:
-            break
-    return span(most)
+        found.add(source.read(*window))
+        if found.certain:
+            return 1.0
+    return span(found.value())
 
 
 def _sample(source: Readable, size: tuple[int, int]) -> np.ndarray:
