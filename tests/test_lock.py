@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import refused
 
-from dip_recon import figures, files, images
+from dip_recon import experiment, figures, files, images
 from dip_recon.cli import main as command
 from dip_recon.errors import UserError
 from dip_recon.experiment import finish_off, main
@@ -339,3 +339,21 @@ def test_hidden_names_are_as_long_as_a_disk_allows(tmp_path):
     for path in found:
         path.touch()
     assert hidden(tmp_path / "a.tif", ".half-").name == ".half-a.tif"
+
+
+def test_an_experiment_keeps_what_another_process_has_just_finished(folder, tmp_path, monkeypatch):
+    flags = f"--folder_path {folder / 'grey.png'} --save_folder {tmp_path} {SMALL}".split()
+    assert main(DenoisingOptions, flags) == 0
+    [path] = tmp_path.rglob("result.json")
+    before = path.read_bytes()
+    path.unlink()
+    entered = Run.alone
+
+    def meanwhile(run, *given):
+        path.write_bytes(before)
+        return entered(run, *given)
+
+    monkeypatch.setattr(Run, "alone", meanwhile)
+    monkeypatch.setattr(experiment, "run_one", None)
+    assert main(DenoisingOptions, [*flags, "--resume"]) == 0
+    assert path.read_bytes() == before

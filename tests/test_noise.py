@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import gaussian_filter
 from skimage import data
 
@@ -173,6 +173,17 @@ def test_noise_that_channels_share_is_seen_beside_a_blown_sky(picture):
     assert noise.flat_level(y) == pytest.approx(flat, rel=0.15) and flat > 20
     expected = 25 * math.sqrt(1 - 30 / y.shape[1])
     assert noise.noise_level(y) == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize("side, top, left", [(57, 0, 0), (98, 20, 100)])
+def test_a_page_with_a_small_photograph_has_no_noise(picture, side, top, left):
+    page = Image.new("L", (400, 400), 255)
+    write, font = ImageDraw.Draw(page), ImageFont.load_default(size=14)
+    for row in range(10, 400, 20):
+        write.text((10, row), "The quick brown fox jumps ov", fill=0, font=font)
+    y = np.asarray(page)[None] / np.float32(255)
+    y[:, 100 : 100 + side, 230 : 230 + side] = picture[:1, top : top + side, left : left + side]
+    assert noise.noise_level(y) < 0.01
 
 
 def test_a_noisy_thing_in_a_black_sky(picture):

@@ -3,6 +3,7 @@
 With real processes: test_runs.py, test_sweeps.py.
 """
 
+import io
 import os
 import shlex
 import signal
@@ -125,8 +126,15 @@ def test_a_stack_goes_on_with_the_frames_that_are_left(tmp_path, picture, monkey
         interrupt_at(patch, fit, "step", 6, signal.SIGTERM)  # in the second frame
         assert command(words) == 130
     assert f"to go on: dip-recon {shlex.join(words)}" in capsys.readouterr().err
-    kept = tmp_path / ".out.tif.tiles"
+    kept = tmp_path / ".out.tif.runs"
     assert [p.parent.name for p in kept.rglob("result.json")] == ["0000"]
+    with monkeypatch.context() as patch:  # other wishes begin anew, and are interrupted as well
+        interrupt_at(patch, fit, "step", 2, signal.SIGTERM)
+        assert command([*words, "--seed", "8"]) == 130
+    assert not list(kept.rglob("result.json"))
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, fit, "step", 6, signal.SIGTERM)
+        assert command(words) == 130
     steps = []
     step = fit.step
     monkeypatch.setattr(fit, "step", lambda state: (steps.append(1), step(state))[1])
@@ -151,18 +159,26 @@ def test_a_picture_that_was_written_when_it_was_interrupted_is_not_done_again(
     (tmp_path / "out.png").unlink()
 
 
-def test_where_nobody_reads_on_the_work_goes_on(monkeypatch):
+def test_where_nobody_reads_on_the_work_goes_on(tmp_path, monkeypatch):
     class Closed:
         def write(self, text):
             raise BrokenPipeError
 
         flush = write
 
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b"):
+        images.save_png(tmp_path / "in" / f"{name}.png", np.full((1, 32, 32), 0.5, np.float32))
     silenced = []
-    monkeypatch.setattr(errors, "silence_stdout", lambda: silenced.append(1))
+
+    def silence():
+        silenced.append(1)
+        errors.sys.stdout = io.StringIO()
+
+    monkeypatch.setattr(errors, "silence_stdout", silence)
     monkeypatch.setattr(errors.sys, "stdout", Closed())
-    errors.say("a line")
-    assert silenced == [1]
+    assert command(["denoise", str(tmp_path / "in")]) == 0 and silenced == [1]
+    assert len(list((tmp_path / "in_denoised").iterdir())) == 2
 
 
 def test_a_signal_while_workers_start_comes_when_they_have():

@@ -426,7 +426,7 @@ def test_what_another_process_finishes_meanwhile_is_not_done_again(
     busy.wait()
     monkeypatch.setattr(work, "run_one", None)
     plan = SimpleNamespace(run=first)
-    found = work.carry_out(plan, lambda: False, switches=Switches())
+    found = work.carry_out(plan, lambda: False, switches=Switches(), patience=work.LEAVING)
     other.join()
     assert found.error is None and found.result["image"] == first.result()["image"]
 

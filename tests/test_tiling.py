@@ -299,6 +299,14 @@ def test_a_tile_of_one_colour_is_not_fitted(monkeypatch):
     assert (fitted.picture == flat).all() and fitted.iterations == 0
 
 
+def test_a_picture_of_one_colour_is_done_tile_by_tile(tmp_path):
+    images.save_png(tmp_path / "in.png", np.zeros((1, 200, 40), np.float32))
+    words = ["denoise", str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png"), "--sigma", "25"]
+    for _ in range(2):
+        assert command([*words, "--keep", str(tmp_path / "keep"), *FAST]) == 0
+        assert not images.read(tmp_path / "out.png").data.any()
+
+
 def test_what_the_format_does_not_hold_is_said_of_tiles_too(tmp_path, capsys):
     samples = np.full((90, 70, 4), 100, np.uint8)
     samples[:9, :, 3] = 0
@@ -368,16 +376,16 @@ def test_a_zarr_is_denoised_by_windows(tmp_path):
     assert zarr.open_array(tmp_path / "out.zarr", mode="r").shape == (60, 70)
 
 
-@pytest.mark.long
 def test_a_zarr_that_was_changed_in_its_place_is_another_picture(tmp_path):
     zarr = pytest.importorskip("zarr")
     array = zarr.create_array(tmp_path / "in.zarr", shape=(60, 70), dtype="uint8", chunks=(32, 32))
     array[:] = 1
-    before, again = (files._identity(tmp_path / "in.zarr") for _ in range(2))
+    before, again = (files.identity(tmp_path / "in.zarr") for _ in range(2))
     array[40:, 40:] = 2
-    assert before == again != files._identity(tmp_path / "in.zarr")
+    assert before == again != files.identity(tmp_path / "in.zarr")
 
 
+@pytest.mark.long
 def test_a_killed_job_goes_on_where_it_was(tmp_path):
     noisy = 255 * (ramp((130, 100))[0] + 0.05 * np.random.RandomState(0).randn(130, 100))
     tifffile.imwrite(tmp_path / "in.tif", noisy.clip(0, 255).astype(np.uint8))

@@ -131,7 +131,7 @@ def denoising(
         "in the flattest places": f"{scale * flat:.2f}",
         "from dark to bright": ", ".join(f"{scale * s:.1f}" for s in noise.by_brightness(y)),
     }
-    clean = deviation < CLEAN and not given.get("sigma")
+    clean = sigma < CLEAN and not given.get("sigma")  # before clipping: where there is noise
     if clean:
         reasons = [f"{said}: there is no noise to take away"]
         return Choice(base, deviation, sigma, clean, reasons, measured)

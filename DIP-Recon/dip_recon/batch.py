@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import math
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -17,14 +16,14 @@ from . import auto, images, own
 from .cluster import Cluster
 from .errors import Kept, UserError, out_of_memory
 from .experiment import GAVE_UP
-from .files import cannot_write, clean, hidden
+from .files import LOCK, atomic, cannot_write, clean, hidden
 from .images.frames import FrameWriter, count_frames, read_frame
 from .needs import too_large
 from .options import DenoisingOptions, Options
 from .prepare import resolve
 from .runs import Run
 from .tasks import Job, brightest, span
-from .tiling.files import denoise_file, is_large
+from .tiling.files import denoise_file, identity, is_large
 from .tiling.layout import Layout
 from .together import at_once, run_all
 
@@ -218,23 +217,38 @@ def _attempt(task: _Task, say: Callable) -> Exception | None:
     return None
 
 
-def _meanwhile(place: Path) -> Path:
+def _meanwhile(place: Path, kind: str) -> Path:
     """The folder beside an output in which what is done of it is kept until it is written."""
-    return hidden(place, ".", ".tiles")
+    return hidden(place, ".", f".{kind}")
 
 
 @contextmanager
-def _kept(place: Path, wishes: Wishes) -> Iterator[Wishes]:
-    """``wishes``, with a folder in which runs are kept until this block ends well."""
+def _kept(picture: Path, place: Path, wishes: Wishes) -> Iterator[Wishes]:
+    """``wishes``, with a folder in which runs are kept until this block ends well.
+
+    What another picture or other wishes have left there goes.
+    """
     if wishes.keep:
         yield wishes
         return
-    folder = _meanwhile(place)
-    try:
-        yield replace(wishes, keep=folder, draw=False)
-    except KeyboardInterrupt as interrupt:
-        raise Kept from interrupt
-    shutil.rmtree(folder, ignore_errors=True)
+    run = Run(_meanwhile(place, "runs"))
+    of = run.folder / "of.txt"
+    told = repr((identity(picture), sorted(wishes.given.items()), wishes.runs, wishes.declipping))
+    with run.alone():
+        if any(path.name != LOCK for path in run.folder.iterdir()):
+            if not of.is_file():
+                raise UserError(f"{run.folder}: holds other files; move it away")
+            if wishes.overwrite or of.read_text(encoding="utf-8", errors="replace") != told:
+                run.remove()
+        with atomic(of) as path:
+            path.write_text(told, encoding="utf-8", errors="replace")
+        try:
+            yield replace(wishes, keep=run.folder, draw=False)
+        except KeyboardInterrupt as interrupt:
+            raise Kept from interrupt
+        run.remove()
+    with suppress(OSError):  # somebody else is there by now
+        run.folder.rmdir()
 
 
 def _one(picture: Path, place: Path, wishes: Wishes, several: bool, say: Callable) -> None:
@@ -246,7 +260,7 @@ def _one(picture: Path, place: Path, wishes: Wishes, several: bool, say: Callabl
     if wishes.overlap is not None:
         raise UserError("--overlap: only with --tile")
     if frames > 1:
-        with _kept(place, wishes) as kept:
+        with _kept(picture, place, wishes) as kept:
             _frames(picture, place, frames, kept, say)
         return
     job = own.denoising(picture)
@@ -255,7 +269,8 @@ def _one(picture: Path, place: Path, wishes: Wishes, several: bool, say: Callabl
     if long and not wishes.draft and wishes.runs == 1:
         _by_tiles(picture, place, wishes, say)
         return
-    with _kept(place, wishes) if long else nullcontext(wishes) as wishes:
+    keeping = long and not wishes.draft
+    with _kept(picture, place, wishes) if keeping else nullcontext(wishes) as wishes:
         done = _restored(job, wishes, say)
         images.write(place, done.picture, like=job.like)
     if lost := images.lost(place, job.like.kind, job.like.alpha is not None):
@@ -398,7 +413,7 @@ def _by_tiles(picture: Path, place: Path, wishes: Wishes, say: Callable) -> None
         )
     given = {"tile": wishes.tile or auto.TILE, **wishes.given}
     given["overlap"] = 16 if wishes.overlap is None else wishes.overlap
-    keep = wishes.keep or _meanwhile(place)
+    keep = wishes.keep or _meanwhile(place, "tiles")
     kept = wishes.keep is not None
 
     def choose(sample: np.ndarray, most: float) -> tuple[DenoisingOptions | None, float]:

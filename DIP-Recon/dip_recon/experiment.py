@@ -280,7 +280,8 @@ def _run_tiled(
     counts = tiles.write_table(run.folder / "tiles.csv")
     picture = tensor(restored)
     problem = job.problem
-    row = {"iteration": counts["iterations"] - 1, "seconds": counts["seconds"]}
+    last = max(counts["iterations"] - 1, 0)  # a picture of one colour has none
+    row = {"iteration": last, "seconds": counts["seconds"]}
     row |= {"loss": float((picture - problem.y).square().mean())}
     row["psnr_noisy"] = problem.psnr_measured(picture)
     summary = {

@@ -16,7 +16,7 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -175,11 +175,14 @@ def _lock(handle: int) -> bool | None:
 
 
 @contextmanager
-def alone(folder: str | Path, patience: float = 1.0) -> Iterator[None]:
+def alone(
+    folder: str | Path, patience: float = 1.0, cancelled: Callable[[], bool] | None = None
+) -> Iterator[None]:
     """While in here, this is the only process that writes in ``folder``, which is made.
 
     In it lies a file ``.lock`` until the end; left behind by a killed process it holds nobody up.
-    ``patience``: seconds to wait for somebody who is about to leave.
+    ``patience``: seconds to wait for somebody who is about to leave; KeyboardInterrupt if meanwhile
+    ``cancelled()`` is True.
 
     Raises:
         UserError: naming the folder, and who writes there; or it cannot be made or written.
@@ -204,6 +207,8 @@ def alone(folder: str | Path, patience: float = 1.0) -> Iterator[None]:
         os.close(handle)
         if not ours and time.monotonic() > until:
             raise _busy(folder, other)
+        if cancelled and cancelled():
+            raise KeyboardInterrupt
         time.sleep(0.05)
     with suppress(OSError):  # a full disk: then it has no name
         os.ftruncate(handle, 0)

@@ -157,6 +157,7 @@ DIRECTIONS = 1 / 8  # share of them in which there is least texture
 BLOCK = 16  # pixels a side of the places in which directions are found, or noise is measured
 CLIPPED = (0.1, 0.25, 0.5, 1)  # share of a patch that may be; the next where too few are left
 EMPTY = 0.8  # share of a channel's values that are clipped, beyond which it says nothing
+OBJECT = 0.2  # share of the patches with something in them that are off black and white
 FREE = 0.1  # share of the patches: fewer are the letters on noisy paper
 COMMON = 2.0  # level from which noise is told that channels share; JPEG alone leaves some
 BLANK = 0.1  # share of a window that may be black or white
@@ -227,8 +228,10 @@ class _Patches:
         nothing = (np.abs(detail) < 1e-6).mean((1, 2, 3, 4))
         one = nothing > 0.5
         # but where most is so, and the rest without noise too, it is a drawing or a page of text
-        rest = ~one & (clipped == 0)  # a black sky may have a noisy object in it
-        rest = rest if rest.any() else ~one
+        # a black sky may have a noisy thing in it; white paper with a photograph is a page
+        rest = ~one & (clipped == 0)
+        sky = one.any() and np.mean(patches[one] <= 0) > 0.9
+        rest = rest if sky and rest.sum() >= OBJECT * np.sum(~one) else ~one
         self.drawn = one.mean() > 0.5 and (one.all() or nothing[rest].mean() > 0.1)
         lost = np.where(one, 0 if self.drawn else 1, clipped)
         least = PER_DIMENSION * detail[0].size

@@ -124,8 +124,7 @@ def denoise(
     seeds = [replace(choice.options, seed=choice.options.seed + n) for n in range(runs)]
     pictures = fit_all(fitted, seeds)
     if draft:
-        told = choice.options.sigma  # given, or that of noise which neighbours share
-        level = 2 * choice.deviation if told else noise.noise_level(y)
+        level = 2 * choice.deviation if given.get("sigma") else noise.noise_level(y)
         pictures = [_with_detail(found, y, level) for found in pictures]
     mean = pictures[0] if runs == 1 else np.mean(pictures, axis=0, dtype=np.float32)
     # a draft has put back by itself what is not noise

@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -47,7 +47,7 @@ FILES = (  # in the order in which they go: what is left without the first three
 MOST_ITERATIONS = 10**9
 # Numbers in result.json, beside PSNR and SSIM.
 COUNTS = ("parameters", "iterations", "stop_iteration", "oracle_iteration", "seconds", "tiles",
-         "peak_memory_bytes", "sigma", "seed")  # fmt: skip
+         "peak_memory_bytes", "sigma", "seed", "gave_up")  # fmt: skip
 FOLDERS = ("snapshots", "tiles", "tensorboard")
 LARGEST = 2**26  # bytes of a history, a table or a result
 EXACT = 2**36  # of a restored picture to the last digit, and of a checkpoint
@@ -96,12 +96,12 @@ class Run:
         self._config: dict | None = None
 
     @contextmanager
-    def alone(self, patience: float = 1.0):
+    def alone(self, patience: float = 1.0, cancelled: Callable[[], bool] | None = None):
         """While in here no other process writes in this folder; ``files.alone``, entered once."""
         if self._mine:
             yield
             return
-        with alone(self.folder, patience):
+        with alone(self.folder, patience, cancelled):
             self._mine = True
             try:
                 yield

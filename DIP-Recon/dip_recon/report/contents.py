@@ -144,7 +144,8 @@ def _ending(result: dict, tiles: list | None) -> str:
         span = f"{min(stops)} to {max(stops)} iterations" if min(stops) < max(stops) else (
             f"{stops[0]} iterations"
         )  # fmt: skip
-        return f"{len(tiles)} tiles, {span} each" + (f"; {lost:d} of them given up" if lost else "")
+        given_up = f"; {lost:.0f} of them given up" if lost else ""
+        return f"{len(tiles)} tiles, {span} each{given_up}"
     if lost:
         return f"given up after {ran} iterations: the fit was lost again and again"
     if rule in (None, "fixed"):

@@ -42,17 +42,17 @@ def carry_out(
     *,
     switches: Switches,
     bar: bool = True,
+    patience: float = 1.0,
     **how,
 ) -> Outcome:
     """Do one run, unless it is finished; what goes wrong with it is told, not raised.
 
-    On a worker, ``cancelled`` given, one that is leaving is waited for. how: more for ``run_one``.
+    patience: seconds to wait for another process that is at it. how: more for ``run_one``.
     """
     began = time.perf_counter()
-    patience = 1.0 if cancelled is None else LEAVING
     try:
         make_folder(plan.run.folder)
-        with plan.run.alone(patience):
+        with plan.run.alone(patience, cancelled):
             if plan.run.finished and not switches.overwrite:
                 return Outcome(plan, plan.run.result())
             with open_log(plan.run.folder / "log.txt", show=False) as say:
@@ -94,7 +94,7 @@ def _carried_out(
 ) -> Iterator[tuple[Plan, Outcome | Exception]]:
     work = partial(carry_out, switches=switches, bar=cluster.here)
     if not cluster.here:
-        yield from cluster.each(work, plans)
+        yield from cluster.each(partial(work, patience=LEAVING), plans)
         return
 
     def work_all(batch: list[Plan], _) -> list[Outcome]:

@@ -70,9 +70,9 @@ def denoise_file(
     with large.open_source(path) as source:
         if source.channels not in (1, 3):
             raise UserError(f"{path}: has {source.channels} channels; grey or colour is wanted")
-        identity = _identity(path)
+        this = identity(path)
         if output.exists() and not overwrite:
-            if counts := _done(run, identity, output):
+            if counts := _done(run, this, output):
                 say(f"{output}: was written already when it was interrupted")
                 _tidy(run, kept)
                 return counts
@@ -97,7 +97,7 @@ def denoise_file(
         layout = Layout(source.size, options.tile, options.overlap)
         device, precision = cluster.choose(options.device, options.precision)
         options = replace(options, device=device, precision=precision)
-        config = {**asdict(options), **identity, "span": most}
+        config = {**asdict(options), **this, "span": most}
         check_alone(keep)
         try:
             absent = {"span": 1.0}
@@ -141,7 +141,7 @@ def denoise_file(
     return counts
 
 
-def _identity(path: Path) -> dict:
+def identity(path: Path) -> dict:
     """By what a picture that was changed meanwhile is known."""
     if path.is_dir():  # a Zarr: its chunks lie in folders of their own
         files = sorted(file for file in path.rglob("*") if file.is_file())
@@ -157,7 +157,7 @@ def _identity(path: Path) -> dict:
     return {"picture": str(path.resolve()), "bytes": size, "time": time}
 
 
-def _done(run: Run, identity: dict, output: Path) -> dict:
+def _done(run: Run, this: dict, output: Path) -> dict:
     """What the tiles of this picture came to, if its process ended after it had written ``output``
     and before it had tidied up; else nothing."""
     table = run.folder / "tiles.csv"
@@ -165,9 +165,12 @@ def _done(run: Run, identity: dict, output: Path) -> dict:
     if not there or temporary_name(output).exists():
         return {}
     config = run.config()
-    same = all(config.get(key) == value for key, value in identity.items())
+    same = all(config.get(key) == value for key, value in this.items())
     newer = output.is_dir() or output.stat().st_mtime_ns >= table.stat().st_mtime_ns
-    return {"tiles": len(read_csv(table))} if same and newer else {}
+    if not (same and newer):
+        return {}
+    rows = read_csv(table)
+    return {"tiles": len(rows), "gave_up": sum(row.get("gave_up") == "True" for row in rows)}
 
 
 def _tidy(run: Run, kept: bool) -> None:
