@@ -244,9 +244,12 @@ def _kept(picture: Path, place: Path, wishes: Wishes) -> Iterator[Wishes]:
             path.write_text(told, encoding="utf-8", errors="replace")
         try:
             yield replace(wishes, keep=run.folder, draw=False)
+            run.remove()
         except KeyboardInterrupt as interrupt:
             raise Kept from interrupt
-        run.remove()
+        finally:
+            if {path.name for path in run.folder.iterdir()} <= {LOCK, of.name}:  # nothing done
+                run.remove()
     with suppress(OSError):  # somebody else is there by now
         run.folder.rmdir()
 

@@ -307,7 +307,8 @@ def jittered(s: State) -> Tensor:
         return s.z
     # drawn in memory order: five times as fast as through the strides of channels_last
     noise = torch.empty(s.z.numel(), device=s.z.device).normal_(generator=s.generator)
-    return noise.mul_(s.jitter).as_strided(s.z.shape, s.z.stride()).add_(s.z)
+    noise = noise.mul_(s.jitter).as_strided(s.z.shape, s.z.stride())
+    return noise.add_(s.z) if s.z.dtype == noise.dtype else s.z + noise
 
 
 def step(s: State) -> bool:

@@ -41,7 +41,8 @@ class BatchNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         pixels = x.shape[2] * x.shape[3]
         if not (self.training and plain_float32(x) and len(x) == 1 and pixels > 1):
-            if torch._C._functorch.is_batchedtensor(x):  # where 16 bits of some are refused
+            short = x.dtype in (torch.bfloat16, torch.float16)
+            if short and torch._C._functorch.is_batchedtensor(x):  # refused in some layouts
                 x = x.float()
             return super().forward(x)
         y, mean, variance = self.of_one(x, self.weight, self.bias)
