@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dip_recon import figures, images, stopping
+from dip_recon import figures, files, images, stopping
 from dip_recon.errors import UserError
 from dip_recon.fit import State, make_optimizer
 from dip_recon.models import build
@@ -47,6 +47,12 @@ def undrawn(request, monkeypatch):
     """Runs do not draw their two figures, which takes longer than a small fit, but where marked."""
     if request.node.get_closest_marker("drawn") is None:
         monkeypatch.setattr(figures, "draw_run", lambda run: None)
+
+
+@pytest.fixture(autouse=True)
+def unsynced(monkeypatch):
+    """Nothing is waited for until a disk holds it, which is ten milliseconds a file."""
+    monkeypatch.setattr(files, "sync", lambda path: None)
 
 
 @pytest.fixture

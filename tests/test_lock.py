@@ -16,7 +16,7 @@ from dip_recon import experiment, figures, files, images
 from dip_recon.cli import main as command
 from dip_recon.errors import UserError
 from dip_recon.experiment import finish_off, main
-from dip_recon.files import LOCK, alone, atomic, check_alone, clean, hidden
+from dip_recon.files import LOCK, alone, atomic, check_alone, clean, hidden, sync
 from dip_recon.options import DenoisingOptions
 from dip_recon.runs import Run, check_free, read_csv, write_results
 
@@ -323,6 +323,7 @@ def test_a_run_that_ended_at_its_very_end_is_finished_off(tmp_path, monkeypatch,
 
 def test_the_disk_has_a_file_before_it_has_its_name(tmp_path, monkeypatch):
     done = []
+    monkeypatch.setattr(files, "sync", sync)
     for name in ("fsync", "replace"):
         real = getattr(os, name)
         noted = lambda *given, name=name, real=real: (done.append(name), real(*given))[1]  # noqa: E731
