@@ -436,8 +436,9 @@ def run_all(o: Options, switches: Switches, notes: list[str] = ()) -> list[dict]
                     summaries.append(run.result())
                     continue
                 say(f"Sample {n + 1} {name}")
-                job, o = this.job(), this.options
-                summary, _ = run_one(job, run, o, switches, say, labels=this.labels)
+                summary, _ = run_one(
+                    this.job(), run, this.options, switches, say, labels=this.labels
+                )
             summaries.append(summary)
             write_results(folder)
         write_results(folder)

@@ -310,9 +310,8 @@ def mask_from_picture(array: np.ndarray, size: tuple[int, int] | None = None) ->
     """A mask [1, H, W], float32, from its picture [C, H, W] or [H, W] in [0, 1]: white = known.
 
     Known is what lies above 0.9 in the mean over channels: what a soft brush has touched has some
-    of the damage in it. ``size`` is the (H, W) of the picture
-    it goes with. Raises UserError if that differs, if nothing is known, or if more than a
-    twentieth of it is neither black nor white.
+    of the damage in it. ``size`` is the (H, W) of the picture it goes with. Raises UserError if
+    that differs, if nothing is known, or if more than a twentieth of it is neither black nor white.
     """
     array = np.asarray(array)
     array = array[None] if array.ndim == 2 else array

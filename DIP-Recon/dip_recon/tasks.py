@@ -92,14 +92,14 @@ class Brightest:
     """The largest value in a picture, but for a few that tower above all others.
 
     A hot pixel, a cosmic ray or a saturated star says nothing of the range that a dark picture
-    uses. Told window by window, values in [0, 1]; ``values``: how many there will be.
+    uses. Told window by window, values in [0, 1]; ``total``: how many there will be.
     """
 
     RARE, TOWER = 0.001, 4.0  # share of the values; times the largest of the rest
     BINS = 65536
 
-    def __init__(self, values: int) -> None:
-        self.values, self.most = values, 0.0
+    def __init__(self, total: int) -> None:
+        self.total, self.most = total, 0.0
         self.counts = np.zeros(self.BINS, np.int64)
 
     def add(self, y: np.ndarray) -> None:
@@ -111,9 +111,10 @@ class Brightest:
     @property
     def certain(self) -> bool:
         """Whether more than a few are in the upper half, whatever is still to come."""
-        return self.counts[self.BINS // 2 :].sum() > self.RARE * self.values
+        return self.counts[self.BINS // 2 :].sum() > self.RARE * self.total
 
     def value(self) -> float:
+        """It, of all that was counted in; 0 of nothing."""
         there = np.flatnonzero(self.counts)
         rest = np.searchsorted(np.cumsum(self.counts), (1 - self.RARE) * self.counts.sum())
         if rest > 0 and self.TOWER * rest < there[-1]:

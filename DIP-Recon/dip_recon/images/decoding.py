@@ -335,8 +335,9 @@ def _decode_tiff(path: Path, place: Place | None) -> Decoded | int:
         samples = np.moveaxis(samples, 0, -1) if page.axes == "SYX" else samples
         samples = _turn(np.atleast_3d(samples), getattr(page.tags.get(274), "value", 1))
         if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
-            top = 1 if dtype.kind == "f" else np.iinfo(dtype).max
-            samples = np.concatenate([top - samples[..., :1], samples[..., 1:]], -1)  # alpha stays
+            white = 1 if dtype.kind == "f" else np.iinfo(dtype).max
+            grey, alpha = samples[..., :1], samples[..., 1:]
+            samples = np.concatenate([white - grey, alpha], axis=-1)
         icc = getattr(page.tags.get(34675), "value", None)
         premultiplied = _ASSOCIATED in page.extrasamples
     deep = {"bits": 8 * dtype.itemsize, "floating": dtype.kind == "f"}

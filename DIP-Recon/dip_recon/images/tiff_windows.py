@@ -127,8 +127,8 @@ class _TiffSource(Source):
         else:
             self._fill(samples, 0, top, left)
         if self._white_is_0:
-            top = 1 if self.kind.floating else np.iinfo(self._dtype).max
-            samples[..., 0] = top - samples[..., 0]  # alpha stays
+            white = 1 if self.kind.floating else np.iinfo(self._dtype).max
+            samples[..., 0] = white - samples[..., 0]  # alpha stays
         return samples
 
     def _fill(self, samples: np.ndarray, plane: int, top: int, left: int) -> None:

@@ -91,12 +91,11 @@ def lost(path: str | os.PathLike, kind: Kind, has_alpha: bool) -> str:
     A .zarr holds all but CMYK.
     """
     suffix = Path(path).suffix.lower()
-    zarr = suffix == ".zarr"
-    words = ["transparency"] * (has_alpha and suffix not in HOLDS_ALPHA and not zarr)
+    words = ["transparency"] * (has_alpha and suffix not in (*HOLDS_ALPHA, ".zarr"))
     words += ["CMYK"] * (kind.space == "cmyk" and suffix not in HOLDS_CMYK)
     if kind.floating:
-        words += ["floats"] * (suffix not in HOLDS_FLOAT and not zarr)
-    elif kind.bits > 8 and suffix not in HOLDS_DEEP and not zarr:
+        words += ["floats"] * (suffix not in (*HOLDS_FLOAT, ".zarr"))
+    elif kind.bits > 8 and suffix not in (*HOLDS_DEEP, ".zarr"):
         words.append(f"{kind.bits} bits a sample")
     if not words:
         return ""

@@ -142,18 +142,16 @@ def denoise_file(
 
 
 def identity(path: Path) -> dict:
-    """By what a picture that was changed meanwhile is known."""
-    if path.is_dir():  # a Zarr: its chunks lie in folders of their own
+    """By what it shows whether a picture was changed meanwhile: where it is, its bytes and its
+    time; of a Zarr the bytes of all its files together, and a hash of their names and times."""
+    if path.is_dir():  # whose own time stays when a chunk is written
         files = sorted(file for file in path.rglob("*") if file.is_file())
         stats = [(str(file.relative_to(path)), file.stat()) for file in files]
+        size = sum(stat.st_size for _, stat in stats)
         told = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
-        size, time = (
-            sum(stat.st_size for _, stat in stats),
-            hashlib.sha256(told.encode()).hexdigest(),
-        )
+        time = hashlib.sha256(told.encode()).hexdigest()
     else:
-        stat = path.stat()
-        size, time = stat.st_size, stat.st_mtime_ns
+        size, time = path.stat().st_size, path.stat().st_mtime_ns
     return {"picture": str(path.resolve()), "bytes": size, "time": time}
 
 
