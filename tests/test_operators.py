@@ -264,6 +264,20 @@ def test_mask_from_colour(colour):
     refused(lambda: operators.mask_from_colour(data[:, 2:4, 1:5], colour), "all pixels")
 
 
+@pytest.mark.parametrize("colour", ["magenta", "black"])
+def test_the_soft_rim_of_a_brush_is_missing_too(picture, colour):
+    clean = 0.15 + 0.7 * picture(3, (64, 64))
+    rows, columns = np.mgrid[:64, :64]
+    away = np.hypot(rows - 30, columns - 30)
+    rgb = np.reshape([1, 0, 1] if colour == "magenta" else [0, 0, 0], (3, 1, 1))
+    for soft in (2, 1, 0):  # pixels
+        share = np.clip((12.3 - away) / max(soft, 0.01) + 0.5, 0, 1)
+        mask = operators.mask_from_colour(share * rgb + (1 - share) * clean, colour)[0]
+        assert not mask[share > 0.25].any()
+        assert mask[away > 15].all()
+        assert soft or mask[share == 0].all()  # what has a hard edge is cut at it
+
+
 def test_mask_from_colour_of_a_grey_picture_and_wrong_colours():
     data = np.full((1, 8, 6), 0.5)
     data[0, 3] = 1

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from .errors import UserError, nearest
 
+RIM = 2.9  # pixels that a brush's soft edge reaches
 KERNELS = ("lanczos2", "lanczos3", "box", "gauss12", "gauss1sq2", "gaussian")
 
 
@@ -351,7 +352,8 @@ def mask_from_colour(data: np.ndarray, colour: str, tolerance: float = 0.02) -> 
 
     ``colour`` is "#rrggbb", "#rgb" or a CSS name ("magenta"; "lime" is the full green). Missing is
     what differs from it by at most ``tolerance`` in each of red, green and blue, where a grey
-    picture, C = 1, has all three equal: 0.02 is 5 steps of 255, too little for a JPEG.
+    picture, C = 1, has all three equal: 0.02 is 5 steps of 255, too little for a JPEG. Missing as
+    well are the soft rims that a brush leaves: what is within two pixels and mixed with the colour.
     Raises UserError if there is no such colour, the tolerance is not in [0, 1), or everything or
     nothing is missing.
     """
@@ -367,7 +369,37 @@ def mask_from_colour(data: np.ndarray, colour: str, tolerance: float = 0.02) -> 
         )
     if not known.any():
         raise UserError(f"all pixels are {colour} to within {tolerance:g}: none is known")
+    known[0] &= ~_soft_rims(data, ~known[0], rgb[: len(data)])
     return known.astype(np.float32)
+
+
+def _soft_rims(data: np.ndarray, marked: np.ndarray, rgb: np.ndarray) -> np.ndarray:
+    """Where a picture [C, H, W] is mixed with the colour ``rgb`` [C, 1, 1] of what is ``marked``
+    [H, W] beside it.
+
+    A pixel is held against the nearest that is out of a brush's reach: it is mixed where it lies
+    from that one towards the colour. So do some by chance, many where the colour is black or white;
+    a mark has a soft rim where more than half of the pixels around it are mixed.
+    """
+    from scipy import ndimage
+
+    away = ndimage.distance_transform_edt(~marked)
+    outside = away > RIM
+    if not outside.any():
+        return np.zeros_like(marked)
+    off, nearest_one = ndimage.distance_transform_edt(~outside, return_indices=True)
+    beyond = data[(slice(None), *nearest_one)].astype(np.float64)
+    towards = rgb - beyond
+    length = np.maximum(np.square(towards).sum(0), 1e-9)
+    share = ((data - beyond) * towards).sum(0) / length
+    beside = np.square(data - beyond - share * towards).sum(0) / length
+    mixed = ~marked & ~outside & (off <= 2 * RIM) & (share > 0.1) & (beside < 0.3**2)
+    marks, count = ndimage.label(away <= RIM, np.ones((3, 3)))
+    around = ~marked & (away < 1.5)
+    neighbours, soft_ones = (
+        np.bincount(marks[where], minlength=count + 1) for where in (around, around & mixed)
+    )
+    return mixed & (2 * soft_ones > neighbours)[marks]
 
 
 def _rgb(colour: str) -> tuple[float, float, float]:
