@@ -104,7 +104,7 @@ def denoise(
 
     how = {"runs": runs, "draft": draft, "declipping": declipping}
     done = own.denoise(own.job_of_array(data), given, fit_all, **how)
-    restored = picture.copy() if done.choice.clean else back(done.picture)
+    restored = picture.copy() if done.unchanged else back(done.picture)
     if not uncertainty:
         return restored
     spread = np.zeros(data.shape[1:]) if done.choice.clean else done.disagreement

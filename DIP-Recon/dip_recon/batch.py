@@ -419,8 +419,10 @@ def _by_tiles(picture: Path, place: Path, wishes: Wishes, say: Callable) -> None
     keep = wishes.keep or _meanwhile(place, "tiles")
     kept = wishes.keep is not None
 
-    def choose(sample: np.ndarray, most: float) -> tuple[DenoisingOptions | None, float]:
-        choice = own.choose(sample, given, most)
+    def choose(
+        sample: np.ndarray, most: float, chance: float
+    ) -> tuple[DenoisingOptions | None, float]:
+        choice = own.choose(sample, given, most, chance=chance)
         choice.tell(picture.name, wishes.explain, say)
         if choice.clean:
             return None, choice.sigma

@@ -16,7 +16,19 @@ from pathlib import Path
 import numpy as np
 from torch.nn import functional
 
-from . import auto, data, figures, images, memory, metrics, models, needs, noise, operators
+from . import (
+    auto,
+    data,
+    figures,
+    images,
+    impulses,
+    memory,
+    metrics,
+    models,
+    needs,
+    noise,
+    operators,
+)
 from .cluster import Cluster
 from .declipping import declipped
 from .errors import Kept, UserError
@@ -79,14 +91,16 @@ FitAll = Callable[[Job, list[Options]], list[np.ndarray]]
 class Denoised:
     """What came of a picture: [C, H, W] in [0, 1]; the choice; what a person should be told.
 
-    disagreement: deviation at each pixel of several runs [H, W], None of one.
+    disagreement: deviation at each pixel of several runs [H, W], None of one. unchanged: whether
+    there was nothing to take away.
     """
 
     picture: np.ndarray
     choice: auto.Choice
     notes: list[str] = field(default_factory=list)
     disagreement: np.ndarray | None = None
-    told: str = "unchanged"
+    told: str = ""
+    unchanged: bool = False
 
 
 def denoise(
@@ -108,14 +122,19 @@ def denoise(
     Raises UserError for options or a picture that will not do.
     """
     original = job.problem.y[0].numpy()
+    chance = impulses.find(original)
+    if chance is not None:
+        original = impulses.filled(original, chance)
     most = span(brightest(original))
     y = np.minimum(original / np.float32(most), 1)
     draft = draft and min(y.shape[1:]) >= DRAFT
     small = _halved(y) if draft else y
-    choice = choose(small, given, most, draft)
+    choice = choose(small, given, most, draft, 0 if chance is None else chance.mean())
     tell(choice)
     if choice.clean:
-        return Denoised(original, choice)
+        same = chance is None
+        told = "unchanged" if same else impulses.FILLED
+        return Denoised(original, choice, told=told, unchanged=same)
     problem = Problem.denoising(tensor(small), name=job.name)
     fitted = replace(job, problem=problem, seen=small)
     if draft:
@@ -148,16 +167,22 @@ def denoise(
     return Denoised(restored, choice, notes, spread, told)
 
 
-def choose(y: np.ndarray, given: dict, most: float, draft: bool = False) -> auto.Choice:
+def choose(
+    y: np.ndarray, given: dict, most: float, draft: bool = False, chance: float = 0.0
+) -> auto.Choice:
     """``auto.denoising`` for ``y`` [C, H, W], a picture divided by ``most``, its ``span``.
 
-    draft: ``y`` is of half the size. Raises as ``auto.denoising``.
+    draft: ``y`` is of half the size. chance: the share of its values that were salt or pepper, and
+    are filled in. Raises as ``auto.denoising``.
     """
     choice = auto.denoising(y, (DRAFTED if draft else {}) | given, most, draft)
     if draft:
         choice.reasons.insert(0, "a draft, fitted at half the size, which halves the noise")
     if most < 1:
         choice.reasons.insert(0, f"uses {most:.1%} of its range: stretched while it is fitted")
+    if chance:
+        what = f"{chance:.1%} of the values are black or white by chance (salt and pepper)"
+        choice.reasons.insert(0, f"{what}: filled in from what is around them")
     return choice
 
 

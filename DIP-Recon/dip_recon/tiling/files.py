@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import images
+from .. import images, impulses
 from ..cluster import Cluster
 from ..declipping import Declipping
 from ..errors import Kept, UserError
@@ -27,6 +27,7 @@ from .tiles import Tiles
 
 LARGE = 4096**2  # pixels from which a TIFF is denoised by tiles
 SAMPLE = 1024  # pixels a side that the options are chosen from
+AROUND = 16  # pixels around a window from which its salt and pepper is filled in
 TELLING = 0.5  # share of its pixels that may show noise, from which the middle is the sample
 
 
@@ -43,7 +44,7 @@ def is_large(path: Path) -> bool:
 def denoise_file(
     path: Path,
     output: Path,
-    choose: Callable[[np.ndarray, float], tuple[DenoisingOptions | None, float]],
+    choose: Callable[[np.ndarray, float, float], tuple[DenoisingOptions | None, float]],
     say: Callable[[str], None],
     cluster: Cluster,
     keep: Path,
@@ -58,9 +59,9 @@ def denoise_file(
     Returns what the tiles came to, as ``Tiles.write_table`` does; nothing if there was no noise.
 
     choose: the options, ``tile`` and ``overlap`` among them, for a sample [C, h, w] of the picture
-        divided by its ``span``, which it is given too, and the noise level (0–255), before
-        clipping, that no tile is to go beyond; None for a picture to be left as it is. overwrite:
-        replace ``output``.
+        divided by its ``span``, which it is given too, with the share of salt and pepper in it,
+        and the noise level (0–255), before clipping, that no tile is to go beyond; None for a
+        picture to be left as it is. overwrite: replace ``output``.
     Finished tiles stay in ``keep`` until the result is written: the same command goes on there.
     kept: whether what else is there stays. declipping: put right what clipping has done to the
     noise's mean. cancelled, bar: as for ``run_one``.
@@ -77,19 +78,24 @@ def denoise_file(
                 _tidy(run, kept)
                 return counts
             raise UserError(f"{output}: is there already; choose another --output, or --overwrite")
-        most = _span(source)
-        stretched = _Stretched(source, most)
-        options, level = choose(_sample(stretched, source.size), most)
+        chance = impulses.find(_sample(source, source.size))
+        picture = source if chance is None else _Filled(source, source.size)
+        most = _span(picture, source.size, source.channels)
+        stretched = _Stretched(picture, most)
+        share = 0.0 if chance is None else float(chance.mean())
+        options, level = choose(_sample(stretched, source.size), most, share)
         alpha = source if source.has_alpha else None
         kind = {"size": source.size, "channels": source.channels, "kind": source.kind}
         kind |= {"alpha": alpha, "overwrite": overwrite}
         if lost := images.lost(output, source.kind, source.has_alpha):
             say(lost)
         if options is None:
+            if share:
+                kind["kind"] = source.kind.without_palette(source.channels)
             with large.create_sink(output, **kind) as sink:
                 for top, bottom, left, right in Layout(source.size, SAMPLE, 0).windows():
-                    sink.write(top, left, source.read(top, bottom, left, right))
-            say(f"{output}: unchanged")
+                    sink.write(top, left, picture.read(top, bottom, left, right))
+            say(f"{output}: {impulses.FILLED if share else 'unchanged'}")
             return {}
         kind["kind"] = source.kind.without_palette(source.channels)  # as it would change colours
         options, _ = resolve(options)
@@ -127,7 +133,7 @@ def denoise_file(
                 with large.create_sink(output, **kind, resume=True) as sink:
                     for window, restored in tiles.blended():
                         top, _, left, _ = window
-                        y = source.read(*window)
+                        y = picture.read(*window)
                         done = as_grey(ends.undo(restored), y) * np.float32(most)
                         sink.write(top, left, np.where(y > most, y, done))  # what towers
                 _tidy(run, kept)
@@ -191,10 +197,25 @@ class _Stretched:
         return np.minimum(values / np.float32(self.most), 1)
 
 
-def _span(source: large.Source) -> float:
+@dataclass(frozen=True)
+class _Filled:
+    """A picture of ``size`` (H, W) whose salt and pepper is filled in, read by windows."""
+
+    source: Readable
+    size: tuple[int, int]
+
+    def read(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:
+        above, before = max(top - AROUND, 0), max(left - AROUND, 0)
+        below, beyond = min(bottom + AROUND, self.size[0]), min(right + AROUND, self.size[1])
+        y = self.source.read(above, below, before, beyond)
+        inner = np.s_[:, top - above : bottom - above, left - before : right - before]
+        return impulses.filled(y, impulses.places(y))[inner]
+
+
+def _span(source: Readable, size: tuple[int, int], channels: int) -> float:
     """``span`` of a picture of any size; where it is 1, no more is read than it takes to see it."""
-    found = Brightest(source.channels * math.prod(source.size))
-    for window in Layout(source.size, SAMPLE, 0).windows():
+    found = Brightest(channels * math.prod(size))
+    for window in Layout(size, SAMPLE, 0).windows():
         found.add(source.read(*window))
         if found.certain:
             return 1.0
