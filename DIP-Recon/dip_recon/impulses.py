@@ -12,7 +12,7 @@ import numpy as np
 from scipy.ndimage import uniform_filter
 from scipy.special import ndtr  # scipy.stats takes a second to import
 
-from .noise import _gaussian_mad
+from .noise import gaussian_mad
 
 SIDE = 7  # pixels a side of what a value is held against
 KNOWN = 3 / SIDE**2  # share of it that must be neither black nor white
@@ -33,8 +33,10 @@ def find(y: np.ndarray) -> np.ndarray | None:
 
     Each channel has its own. There is such noise where far from black and white, in the mean of
     their surroundings, both occur, about as often, alone, and more often than the deviation of the
-    other values explains: so are no stars, letters, hot pixels or clipped noise.
+    other values explains: stars, letters, hot pixels and clipped noise are not so.
     """
+    if min((y <= 0).sum(), (y >= 1).sum()) < FEW:
+        return None
     around, free, spread = _surroundings(y)
     middle = _middle(around, free)
     inside = middle & (y > 0) & (y < 1)
@@ -73,7 +75,7 @@ def _middle(around: np.ndarray, free: np.ndarray) -> np.ndarray:
 def _deviation(y: np.ndarray, around: np.ndarray, middle: np.ndarray) -> float:
     """Of what is neither black nor white about its surroundings."""
     off = (y - around)[middle & (y > 0) & (y < 1)]
-    return _gaussian_mad(off.astype(np.float64))
+    return gaussian_mad(off.astype(np.float64))
 
 
 def _far(y: np.ndarray, around: np.ndarray, free: np.ndarray, spread: np.ndarray) -> np.ndarray:

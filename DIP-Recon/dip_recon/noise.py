@@ -376,7 +376,7 @@ def by_brightness(y: np.ndarray, parts: int = 4) -> list[float]:
     mean, difference = (a + b + c + d).ravel(), (a - b - c + d).ravel() / 2
     edges = np.quantile(mean, np.linspace(0, 1, parts + 1)[1:-1])
     part = np.searchsorted(edges, mean)
-    return [255 * _gaussian_mad(difference[part == n]) for n in range(parts)]
+    return [255 * gaussian_mad(difference[part == n]) for n in range(parts)]
 
 
 def is_noise_alone(y: np.ndarray, deviation: float) -> bool:
@@ -417,7 +417,7 @@ def estimate_sigma(y: np.ndarray) -> float:
     """
     y = np.asarray(y, dtype=np.float64)
     diagonal = _finest_detail(_finest_detail(y).swapaxes(-1, -2))
-    return 255 * float(np.mean([_gaussian_mad(channel) for channel in diagonal]))
+    return 255 * float(np.mean([gaussian_mad(channel) for channel in diagonal]))
 
 
 def _finest_detail(x: np.ndarray) -> np.ndarray:
@@ -427,7 +427,9 @@ def _finest_detail(x: np.ndarray) -> np.ndarray:
     return sum(tap * padded[..., 3 - j : 5 - j + n : 2] for j, tap in enumerate(_DB2))
 
 
-def _gaussian_mad(coefficients: np.ndarray) -> float:
+def gaussian_mad(coefficients: np.ndarray) -> float:
+    """The deviation of Gaussian ``coefficients`` about 0, told from the median of their magnitudes:
+    zeros do not count, and a few that are far off hardly do; 0 of nothing."""
     magnitude = np.abs(coefficients)
     magnitude = magnitude[magnitude > 1e-12]  # zero but for rounding
     return float(np.median(magnitude) / ndtri(0.75)) if magnitude.size else 0.0
