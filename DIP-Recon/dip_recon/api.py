@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import auto, holes, models, operators, own, tasks
+from . import auto, holes, impulses, models, operators, own, tasks
 from .errors import UserError, nearest
 from .fit import State, choose, fit
 from .flags import convert
@@ -96,7 +96,9 @@ def denoise(
     if uncertainty and runs < 2:
         raise UserError("uncertainty=True: give runs=2 or more")
     given = _options(options | ({} if sigma is None else {"sigma": sigma}), auto.DENOISING)
-    most = tasks.span(tasks.brightest(data))  # what is fitted is divided by it
+    most = 1.0  # what is fitted is divided by it
+    if progress:
+        most = tasks.span(tasks.brightest(impulses.without(data)))
     fit_one = _fitter(progress, lambda x: back(x * most), data.shape[1:])
 
     def fit_all(job: tasks.Job, seeds: list[Options]) -> list[np.ndarray]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import auto, images, own
+from . import auto, images, impulses, own
 from .cluster import Cluster
 from .errors import Kept, UserError, out_of_memory
 from .experiment import GAVE_UP
@@ -319,7 +319,8 @@ def _check_frames(picture: Path, count: int, wishes: Wishes) -> bool:
         colour |= len(frame.data) == 3
         halved = wishes.draft and min(frame.size) >= own.DRAFT
         try:
-            auto.check(frame.size, wishes.given, span(brightest(frame.data)), halved)
+            most = span(brightest(impulses.without(frame.data)))
+            auto.check(frame.size, wishes.given, most, halved)
         except UserError as error:
             raise UserError(f"frame {index + 1} of {picture}: {error}") from error
     return colour

@@ -7,6 +7,7 @@ down to is off wherever they are; told where they are, a few neighbours say what
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.ndimage import uniform_filter
@@ -15,67 +16,101 @@ from scipy.special import ndtr  # scipy.stats takes a second to import
 from .noise import gaussian_mad
 
 SIDE = 7  # pixels a side of what a value is held against
+WINDOW = (1, SIDE, SIDE)
 KNOWN = 3 / SIDE**2  # share of it that must be neither black nor white
 MIDDLE = (0.2, 0.8)  # between which a value is far from black and white
 RARE, FEW = 0.001, 20  # share, and number, of both salt and pepper below which there is none
 EVEN = 4.0  # times that there may be more of the one than of the other
 APART = 0.15  # above chance, how often a neighbour may be so too: in lines and letters most are
 NEAR = 0.03  # from black or white: there are fewer values so near it than on it
+LEVELS = 6  # other values there must be: a picture of fewer is drawn or dithered
+CROWD = 0.15  # above chance, the share of black around black from which it is part of something
+MIXED = 0.4  # of the salt elsewhere, what there must be around pepper: dots of a dither keep apart
 STRONG = 0.12  # deviation of the rest from which the two cannot be told apart
 CLEAR, FAR = 0.06, 3.0  # how far off its surroundings an impulse is; the same in deviations
 FILLED = "salt and pepper filled in, the rest unchanged"
 BLOCK, MARGIN = 128, 8  # pixels a side that are filled at once, and around them
 
 
-def find(y: np.ndarray) -> np.ndarray | None:
-    """Where a picture [C, H, W] in [0, 1] is salt or pepper, True at each such value; None where
-    there is no such noise.
+@dataclass(frozen=True)
+class Impulses:
+    """The salt and pepper of a picture, found by ``find``; so it is told in all windows of it.
+
+    share: of the values, that are struck. deviation: of the others about their surroundings.
+    crowds: the share of black, and of white, in the surroundings of a value beyond which it is part
+    of something black or white.
+    """
+
+    share: float
+    deviation: float
+    crowds: tuple[float, float]
+
+    def places(self, y: np.ndarray) -> np.ndarray:
+        """Where a window [C, H, W] of the picture is struck, True at each such value."""
+        around, free, spread = _surroundings(y)
+        # a value too many that is filled in does less harm than one that is left
+        far = _far(y, around, free, np.minimum(spread, self.deviation))
+        return np.logical_or(*_alone(y, self.crowds)) & far
+
+    def filled(self, y: np.ndarray) -> np.ndarray:
+        """A window [C, H, W] of the picture, with what is struck filled in."""
+        return filled(y, self.places(y))
+
+
+def find(y: np.ndarray) -> Impulses | None:
+    """The salt and pepper in a picture [C, H, W] in [0, 1]; None where there is no such noise.
 
     Each channel has its own. There is such noise where far from black and white, in the mean of
-    their surroundings, both occur, about as often, alone, and more often than the deviation of the
-    other values explains: stars, letters, hot pixels and clipped noise are not so.
+    their surroundings, both occur, about as often, alone, whether the other is near or not, and
+    more often than the deviation of the other values explains: stars, letters, hot pixels, the dots
+    of a dither and clipped noise are not so.
     """
     if min((y <= 0).sum(), (y >= 1).sum()) < FEW:
         return None
     around, free, spread = _surroundings(y)
-    middle = _middle(around, free)
+    middle = free & (around > MIDDLE[0]) & (around < MIDDLE[1])
     inside = middle & (y > 0) & (y < 1)
-    deviation = _deviation(y, around, middle)
-    far = _far(y, around, free, spread)
-    ends = (y <= 0) & middle & far, (y >= 1) & middle & far
-    counts = [int(end.sum()) for end in ends]
-    total = max(int(middle.sum()), 1)
-    if min(counts) < max(FEW, RARE * total) or max(counts) > EVEN * min(counts):
+    if len(np.unique(y[inside][:10000])) < LEVELS:
         return None
+    deviation = gaussian_mad((y - around)[inside].astype(np.float64))
     if deviation > STRONG:
         return None
-    for end, count, off in zip(ends, counts, (y, 1 - y), strict=True):
-        level = around if off is y else 1 - around
-        explained = ndtr(-level[middle] / deviation).sum() if deviation else 0
-        near = (inside & far & (off < NEAR)).sum()
-        if count < 3 * explained or count < 2 * near or _touching(end) > count / total + APART:
+    total = int(middle.sum())
+    far = _far(y, around, free, spread)
+    crowds = (1.0, 1.0)
+    for _ in range(3):
+        struck = [alone & middle & far for alone in _alone(y, crowds)]
+        counts = [int(end.sum()) for end in struck]
+        crowds = tuple(_crowd(count / total) for count in counts)
+    if min(counts) < max(FEW, RARE * total) or max(counts) > EVEN * min(counts):
+        return None
+    levels, off = (around, 1 - around), (y, 1 - y)
+    for end in (0, 1):
+        explained = ndtr(-levels[end][middle] / deviation).sum() if deviation else 0
+        near = (inside & far & (off[end] < NEAR)).sum()
+        if counts[end] < max(3 * explained, 2 * near):
             return None
-    return places(y)
+        if _touching(struck[end]) > counts[end] / total + APART:
+            return None
+        beside = uniform_filter(np.float32(struck[1 - end]), WINDOW)
+        if beside[struck[end]].mean() < MIXED * beside[middle].mean():
+            return None
+    found = Impulses(0.0, deviation, crowds)
+    return replace(found, share=float(found.places(y).mean()))
 
 
-def places(y: np.ndarray) -> np.ndarray:
-    """Where a picture [C, H, W] in [0, 1] that has salt and pepper has it: what is black or white
-    and far off its surroundings."""
-    around, free, spread = _surroundings(y)
-    middle = _middle(around, free)
-    # a value too many that is filled in does less harm than one that is left
-    spread = np.minimum(spread, _deviation(y, around, middle))
-    return ((y <= 0) | (y >= 1)) & _far(y, around, free, spread)
+def _crowd(density: float) -> float:
+    """The share of one end in a window beyond which chance does not go, where it has so much."""
+    return density + max(CROWD, 5 * math.sqrt(density * (1 - density)) / SIDE)
 
 
-def _middle(around: np.ndarray, free: np.ndarray) -> np.ndarray:
-    return free & (around > MIDDLE[0]) & (around < MIDDLE[1])
-
-
-def _deviation(y: np.ndarray, around: np.ndarray, middle: np.ndarray) -> float:
-    """Of what is neither black nor white about its surroundings."""
-    off = (y - around)[middle & (y > 0) & (y < 1)]
-    return gaussian_mad(off.astype(np.float64))
+def _alone(y: np.ndarray, crowds: tuple[float, float]) -> list[np.ndarray]:
+    """What is black, and what is white, and not among so many of its kind."""
+    ends = y <= 0, y >= 1
+    return [
+        end & (uniform_filter(np.float32(end), WINDOW) <= crowd + 1e-4)
+        for end, crowd in zip(ends, crowds, strict=True)
+    ]
 
 
 def _far(y: np.ndarray, around: np.ndarray, free: np.ndarray, spread: np.ndarray) -> np.ndarray:
@@ -87,14 +122,13 @@ def _far(y: np.ndarray, around: np.ndarray, free: np.ndarray, spread: np.ndarray
 def _surroundings(y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The mean of what is around each value and neither black nor white; where there is enough of
     it, elsewhere it is the mean of all; and the deviation of such values there."""
-    window = (1, SIDE, SIDE)
     inside = (y > 0) & (y < 1)
-    share = uniform_filter(np.float32(inside), window)
+    share = uniform_filter(np.float32(inside), WINDOW)
     free = share >= KNOWN - 1e-4
     share = np.maximum(share, 1e-6)
-    mean = uniform_filter(np.float32(inside * y), window) / share
-    around = np.where(free, mean, uniform_filter(np.float32(y), window))
-    off = uniform_filter(np.float32(inside * np.abs(y - around)), window) / share
+    mean = uniform_filter(np.float32(inside * y), WINDOW) / share
+    around = np.where(free, mean, uniform_filter(np.float32(y), WINDOW))
+    off = uniform_filter(np.float32(inside * np.abs(y - around)), WINDOW) / share
     return around, free, math.sqrt(math.pi / 2) * off  # as of a Gaussian
 
 
@@ -102,6 +136,12 @@ def _touching(end: np.ndarray) -> float:
     """How often the value beside or below one in ``end`` is in it too."""
     beside, below = end[..., 1:] & end[..., :-1], end[..., 1:, :] & end[..., :-1, :]
     return (beside.sum() + below.sum()) / (2 * end.sum())
+
+
+def without(y: np.ndarray) -> np.ndarray:
+    """A picture [C, H, W] with its salt and pepper filled in, if it has any."""
+    found = find(y)
+    return y if found is None else found.filled(y)
 
 
 def filled(y: np.ndarray, where: np.ndarray) -> np.ndarray:

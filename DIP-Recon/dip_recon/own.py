@@ -124,12 +124,13 @@ def denoise(
     original = job.problem.y[0].numpy()
     chance = impulses.find(original)
     if chance is not None:
-        original = impulses.filled(original, chance)
+        original = chance.filled(original)
+        job = replace(job, digest=f"{job.digest}, filled")
     most = span(brightest(original))
     y = np.minimum(original / np.float32(most), 1)
     draft = draft and min(y.shape[1:]) >= DRAFT
     small = _halved(y) if draft else y
-    choice = choose(small, given, most, draft, 0 if chance is None else chance.mean())
+    choice = choose(small, given, most, draft, 0.0 if chance is None else chance.share)
     tell(choice)
     if choice.clean:
         same = chance is None
@@ -181,7 +182,8 @@ def choose(
     if most < 1:
         choice.reasons.insert(0, f"uses {most:.1%} of its range: stretched while it is fitted")
     if chance:
-        what = f"{chance:.1%} of the values are black or white by chance (salt and pepper)"
+        what = f"{chance:.1%}" if chance >= 0.001 else "less than 0.1%"
+        what += " of the values are black or white by chance (salt and pepper)"
         choice.reasons.insert(0, f"{what}: filled in from what is around them")
     return choice
 

@@ -79,10 +79,10 @@ def denoise_file(
                 return counts
             raise UserError(f"{output}: is there already; choose another --output, or --overwrite")
         chance = impulses.find(_sample(source, source.size))
-        picture = source if chance is None else _Filled(source, source.size)
+        picture = source if chance is None else _Filled(source, source.size, chance)
         most = _span(picture, source.size, source.channels)
         stretched = _Stretched(picture, most)
-        share = 0.0 if chance is None else float(chance.mean())
+        share = 0.0 if chance is None else chance.share
         options, level = choose(_sample(stretched, source.size), most, share)
         alpha = source if source.has_alpha else None
         kind = {"size": source.size, "channels": source.channels, "kind": source.kind}
@@ -103,10 +103,10 @@ def denoise_file(
         layout = Layout(source.size, options.tile, options.overlap)
         device, precision = cluster.choose(options.device, options.precision)
         options = replace(options, device=device, precision=precision)
-        config = {**asdict(options), **this, "span": most}
+        config = {**asdict(options), **this, "span": most, "filled": share}
         check_alone(keep)
         try:
-            absent = {"span": 1.0}
+            absent = {"span": 1.0, "filled": 0.0}
             run.check(config, NOT_IN_THE_NUMBERS, resume=True, overwrite=False, absent=absent)
         except UserError as error:
             raise UserError(
@@ -203,13 +203,14 @@ class _Filled:
 
     source: Readable
     size: tuple[int, int]
+    chance: impulses.Impulses
 
     def read(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:
         above, before = max(top - AROUND, 0), max(left - AROUND, 0)
         below, beyond = min(bottom + AROUND, self.size[0]), min(right + AROUND, self.size[1])
         y = self.source.read(above, below, before, beyond)
         inner = np.s_[:, top - above : bottom - above, left - before : right - before]
-        return impulses.filled(y, impulses.places(y))[inner]
+        return self.chance.filled(y)[inner]
 
 
 def _span(source: Readable, size: tuple[int, int], channels: int) -> float:
