@@ -38,6 +38,14 @@ def test_it_is_found_and_filled(name, share, least):
     np.testing.assert_array_equal(found.filled(y), filled)
 
 
+def test_it_is_found_where_white_is_the_most_that_a_camera_gives():
+    x, white = clean(), np.float32(4095 / 65535)
+    found, same = impulses.find(white * peppered(x, 0.05)), impulses.find(peppered(x, 0.05))
+    y = white * peppered(x, 0.05)
+    assert found.share == pytest.approx(same.share, rel=0.01)
+    assert psnr(found.filled(y) / white, x) > 40
+
+
 def test_it_is_found_under_other_noise():
     x = clean()
     y = peppered(add_gaussian(x, 15, np.random.RandomState(1)), 0.05)

@@ -14,6 +14,7 @@ from scipy.ndimage import uniform_filter
 from scipy.special import ndtr  # scipy.stats takes a second to import
 
 from .noise import gaussian_mad
+from .tasks import span
 
 SIDE = 7  # pixels a side of what a value is held against
 WINDOW = (1, SIDE, SIDE)
@@ -36,17 +37,20 @@ BLOCK, MARGIN = 128, 8  # pixels a side that are filled at once, and around them
 class Impulses:
     """The salt and pepper of a picture, found by ``find``; so it is told in all windows of it.
 
-    share: of the values, that are struck. deviation: of the others about their surroundings.
+    share: of the values, that are struck. white: what the white ones are: 1, or the largest value
+    where that is less than half of the range. deviation: of the others about their surroundings.
     crowds: the share of black, and of white, in the surroundings of a value beyond which it is part
     of something black or white.
     """
 
     share: float
+    white: float
     deviation: float
     crowds: tuple[float, float]
 
     def places(self, y: np.ndarray) -> np.ndarray:
         """Where a window [C, H, W] of the picture is struck, True at each such value."""
+        y = y / np.float32(self.white)
         around, free, spread = _surroundings(y)
         # a value too many that is filled in does less harm than one that is left
         far = _far(y, around, free, np.minimum(spread, self.deviation))
@@ -65,6 +69,8 @@ def find(y: np.ndarray) -> Impulses | None:
     more often than the deviation of the other values explains: stars, letters, hot pixels, the dots
     of a dither and clipped noise are not so.
     """
+    picture, white = y, span(float(y.max(initial=0)))  # such as 12 bits in 16
+    y = y / np.float32(white)
     if min((y <= 0).sum(), (y >= 1).sum()) < FEW:
         return None
     around, free, spread = _surroundings(y)
@@ -95,8 +101,8 @@ def find(y: np.ndarray) -> Impulses | None:
         beside = uniform_filter(np.float32(struck[1 - end]), WINDOW)
         if beside[struck[end]].mean() < MIXED * beside[middle].mean():
             return None
-    found = Impulses(0.0, deviation, crowds)
-    return replace(found, share=float(found.places(y).mean()))
+    found = Impulses(0.0, white, deviation, crowds)
+    return replace(found, share=float(found.places(picture).mean()))
 
 
 def _crowd(density: float) -> float:
@@ -166,5 +172,5 @@ def filled(y: np.ndarray, where: np.ndarray) -> np.ndarray:
                     continue
                 found = inpaint_biharmonic(channel[near], holes[near])
                 inner = found[up : up + BLOCK, before : before + BLOCK]
-                out[block] = np.where(holes[block], inner.clip(0, 1), channel[block])
+                out[block] = np.where(holes[block], inner.clip(0, channel.max()), channel[block])
     return picture
