@@ -169,3 +169,9 @@ def test_what_is_shown_meanwhile_is_of_the_range_of_the_result(picture):
     how = {"num_iters": 3, "dim": 8, "device": "cpu"}
     api.denoise(peppered(x, 0.08), progress=lambda step: shown.append(step.picture), **how)
     assert shown[-1].max() < 0.5
+
+
+def test_white_is_that_of_the_whole_picture():
+    window = np.float32(0.3) * peppered(clean(), 0.05)
+    assert impulses.find(window).white == pytest.approx(0.3)
+    assert impulses.find(window, white=1.0) is None

@@ -61,15 +61,17 @@ class Impulses:
         return filled(y, self.places(y))
 
 
-def find(y: np.ndarray) -> Impulses | None:
+def find(y: np.ndarray, white: float | None = None) -> Impulses | None:
     """The salt and pepper in a picture [C, H, W] in [0, 1]; None where there is no such noise.
+
+    white: what its white is, if ``y`` is but a window of it; by default the ``span`` of ``y``.
 
     Each channel has its own. There is such noise where far from black and white, in the mean of
     their surroundings, both occur, about as often, alone, whether the other is near or not, and
     more often than the deviation of the other values explains: stars, letters, hot pixels, the dots
     of a dither and clipped noise are not so.
     """
-    picture, white = y, span(float(y.max(initial=0)))  # such as 12 bits in 16
+    picture, white = y, white or span(float(y.max(initial=0)))  # such as 12 bits in 16
     y = y / np.float32(white)
     if min((y <= 0).sum(), (y >= 1).sum()) < FEW:
         return None

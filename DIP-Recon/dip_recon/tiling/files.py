@@ -78,9 +78,10 @@ def denoise_file(
                 _tidy(run, kept)
                 return counts
             raise UserError(f"{output}: is there already; choose another --output, or --overwrite")
-        chance = impulses.find(_sample(source, source.size))
+        white = _span(source, source.size, source.channels)
+        chance = impulses.find(_sample(source, source.size), white)
         picture = source if chance is None else _Filled(source, source.size, chance)
-        most = _span(picture, source.size, source.channels)
+        most = white if chance is None else _span(picture, source.size, source.channels)
         stretched = _Stretched(picture, most)
         share = 0.0 if chance is None else chance.share
         options, level = choose(_sample(stretched, source.size), most, share)
