@@ -232,10 +232,11 @@ def test_a_run_stopped_over_its_figures_has_its_closing_line(folder, tmp_path, m
 
 
 @pytest.mark.long
-def test_killed_three_times_and_resumed_is_identical(folder, tmp_path):
+@pytest.mark.parametrize("stopping", ["fixed", "ES-WMV"])
+def test_killed_three_times_and_resumed_is_identical(folder, tmp_path, stopping):
     (folder / "grey.png").unlink()
     flags = f"--folder_path {folder} --dim 8 --num_iters 300 --checkpoint_every 20 --device cpu"
-    flags = f"{flags} --stopping ES-WMV --window 20 --patience 60 --save_folder".split()
+    flags = f"{flags} --stopping {stopping} --window 20 --patience 60 --save_folder".split()
     whole = script("denoising.py", *flags, tmp_path / "whole")
     assert whole.wait(120) == 0, whole.stderr.read()
     method = tmp_path / "broken/denoising/DIP_2_scaled"

@@ -98,7 +98,7 @@ def denoise(
     given = _options(options | ({} if sigma is None else {"sigma": sigma}), auto.DENOISING)
     most = 1.0  # what is fitted is divided by it
     if progress:
-        most = tasks.span(tasks.brightest(impulses.without(data)))
+        most = tasks.span(tasks.brightest(impulses.without(data)[0]))
     fit_one = _fitter(progress, lambda x: back(x * most), data.shape[1:])
 
     def fit_all(job: tasks.Job, seeds: list[Options]) -> list[np.ndarray]:

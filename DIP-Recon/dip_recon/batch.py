@@ -319,7 +319,9 @@ def _check_frames(picture: Path, count: int, wishes: Wishes) -> bool:
         colour |= len(frame.data) == 3
         halved = wishes.draft and min(frame.size) >= own.DRAFT
         try:
-            most = span(brightest(impulses.without(frame.data)))
+            most = 1.0  # which matters to a noise level alone
+            if wishes.given.get("sigma"):
+                most = span(brightest(impulses.without(frame.data)[0]))
             auto.check(frame.size, wishes.given, most, halved)
         except UserError as error:
             raise UserError(f"frame {index + 1} of {picture}: {error}") from error
@@ -421,9 +423,9 @@ def _by_tiles(picture: Path, place: Path, wishes: Wishes, say: Callable) -> None
     kept = wishes.keep is not None
 
     def choose(
-        sample: np.ndarray, most: float, chance: float
+        sample: np.ndarray, most: float, struck: float
     ) -> tuple[DenoisingOptions | None, float]:
-        choice = own.choose(sample, given, most, chance=chance)
+        choice = own.choose(sample, given, most, struck=struck)
         choice.tell(picture.name, wishes.explain, say)
         if choice.clean:
             return None, choice.sigma

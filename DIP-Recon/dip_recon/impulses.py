@@ -7,7 +7,7 @@ down to is off wherever they are; told where they are, a few neighbours say what
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.ndimage import uniform_filter
@@ -15,6 +15,7 @@ from scipy.special import ndtr  # scipy.stats takes a second to import
 
 from .noise import gaussian_mad
 from .tasks import span
+from .tiling.layout import Layout, grown, slices
 
 SIDE = 7  # pixels a side of what a value is held against
 WINDOW = (1, SIDE, SIDE)
@@ -23,42 +24,39 @@ MIDDLE = (0.2, 0.8)  # between which a value is far from black and white
 RARE, FEW = 0.001, 20  # share, and number, of both salt and pepper below which there is none
 EVEN = 4.0  # times that there may be more of the one than of the other
 APART = 0.15  # above chance, how often a neighbour may be so too: in lines and letters most are
-NEAR = 0.03  # from black or white: there are fewer values so near it than on it
+NEAR, LESS = 0.03, 2.0  # from black or white: so many times fewer values are so near it as on it
+MORE = 3.0  # times as many as a Gaussian of the others' deviation would clip there
 LEVELS = 6  # other values there must be: a picture of fewer is drawn or dithered
-CROWD = 0.15  # above chance, the share of black around black from which it is part of something
+CROWD, SURE = 0.15, 5.0  # above chance, the share of black around black from which it is part of
+# something; the same in deviations of that share
 MIXED = 0.4  # of the salt elsewhere, what there must be around pepper: dots of a dither keep apart
 STRONG = 0.12  # deviation of the rest from which the two cannot be told apart
 CLEAR, FAR = 0.06, 3.0  # how far off its surroundings an impulse is; the same in deviations
-FILLED = "salt and pepper filled in, the rest unchanged"
 BLOCK, MARGIN = 128, 8  # pixels a side that are filled at once, and around them
+FILLED = "salt and pepper filled in, the rest unchanged"  # what a person is told
+WHOLE = (0, 0, 0, 0)  # where windows of a whole picture are counted from
 
 
 @dataclass(frozen=True)
 class Impulses:
-    """The salt and pepper of a picture, found by ``find``; so it is told in all windows of it.
+    """What ``find`` has seen of a picture's salt and pepper, by which all windows of it are told.
 
-    share: of the values, that are struck. white: what the white ones are: 1, or the largest value
-    where that is less than half of the range. deviation: of the others about their surroundings.
-    crowds: the share of black, and of white, in the surroundings of a value beyond which it is part
-    of something black or white.
+    white: what the white values are: 1, or the largest where that is less than half of the range.
+    deviation: of the others about their surroundings. crowds: the share of black, and of white, in
+    the surroundings of a value beyond which it is part of something black or white.
     """
 
-    share: float
     white: float
     deviation: float
     crowds: tuple[float, float]
 
     def places(self, y: np.ndarray) -> np.ndarray:
-        """Where a window [C, H, W] of the picture is struck, True at each such value."""
+        """Where a window [C, H, W] of the picture is struck: True at each such value."""
         y = y / np.float32(self.white)
         around, free, spread = _surroundings(y)
         # a value too many that is filled in does less harm than one that is left
         far = _far(y, around, free, np.minimum(spread, self.deviation))
         return np.logical_or(*_alone(y, self.crowds)) & far
-
-    def filled(self, y: np.ndarray) -> np.ndarray:
-        """A window [C, H, W] of the picture, with what is struck filled in."""
-        return filled(y, self.places(y))
 
 
 def find(y: np.ndarray, white: float | None = None) -> Impulses | None:
@@ -71,7 +69,7 @@ def find(y: np.ndarray, white: float | None = None) -> Impulses | None:
     more often than the deviation of the other values explains: stars, letters, hot pixels, the dots
     of a dither and clipped noise are not so.
     """
-    picture, white = y, white or span(float(y.max(initial=0)))  # such as 12 bits in 16
+    white = white or span(float(y.max(initial=0)))  # such as 12 bits in 16
     y = y / np.float32(white)
     if min((y <= 0).sum(), (y >= 1).sum()) < FEW:
         return None
@@ -96,20 +94,19 @@ def find(y: np.ndarray, white: float | None = None) -> Impulses | None:
     for end in (0, 1):
         explained = ndtr(-levels[end][middle] / deviation).sum() if deviation else 0
         near = (inside & far & (off[end] < NEAR)).sum()
-        if counts[end] < max(3 * explained, 2 * near):
+        if counts[end] < max(MORE * explained, LESS * near):
             return None
         if _touching(struck[end]) > counts[end] / total + APART:
             return None
         beside = uniform_filter(np.float32(struck[1 - end]), WINDOW)
         if beside[struck[end]].mean() < MIXED * beside[middle].mean():
             return None
-    found = Impulses(0.0, white, deviation, crowds)
-    return replace(found, share=float(found.places(picture).mean()))
+    return Impulses(white, deviation, crowds)
 
 
 def _crowd(density: float) -> float:
     """The share of one end in a window beyond which chance does not go, where it has so much."""
-    return density + max(CROWD, 5 * math.sqrt(density * (1 - density)) / SIDE)
+    return density + max(CROWD, SURE * math.sqrt(density * (1 - density)) / SIDE)
 
 
 def _alone(y: np.ndarray, crowds: tuple[float, float]) -> list[np.ndarray]:
@@ -146,10 +143,14 @@ def _touching(end: np.ndarray) -> float:
     return (beside.sum() + below.sum()) / (2 * end.sum())
 
 
-def without(y: np.ndarray) -> np.ndarray:
-    """A picture [C, H, W] with its salt and pepper filled in, if it has any."""
+def without(y: np.ndarray) -> tuple[np.ndarray, float]:
+    """A picture [C, H, W] with its salt and pepper filled in, and the share of its values that was
+    struck; as it is, and 0, if it has none."""
     found = find(y)
-    return y if found is None else found.filled(y)
+    if found is None:
+        return y, 0.0
+    where = found.places(y)
+    return filled(y, where), float(where.mean())
 
 
 def filled(y: np.ndarray, where: np.ndarray) -> np.ndarray:
@@ -160,19 +161,13 @@ def filled(y: np.ndarray, where: np.ndarray) -> np.ndarray:
     """
     from skimage.restoration import inpaint_biharmonic  # takes a while to import
 
-    picture = np.array(y, np.float32)
-    height, width = y.shape[1:]
-    for channel, holes, out in zip(y, where, picture, strict=True):
-        for top in range(0, height, BLOCK):
-            for left in range(0, width, BLOCK):
-                block = np.s_[top : top + BLOCK, left : left + BLOCK]
-                if not holes[block].any():
-                    continue
-                up, before = min(top, MARGIN), min(left, MARGIN)
-                near = np.s_[top - up : top + BLOCK + MARGIN, left - before : left + BLOCK + MARGIN]
-                if holes[near].all():
-                    continue
-                found = inpaint_biharmonic(channel[near], holes[near])
-                inner = found[up : up + BLOCK, before : before + BLOCK]
-                out[block] = np.where(holes[block], inner.clip(0, channel.max()), channel[block])
+    picture, size = np.array(y, np.float32), y.shape[1:]
+    for window in Layout(size).windows(BLOCK):
+        near = grown(window, MARGIN, size)
+        block, around, inner = slices(window, WHOLE), slices(near, WHOLE), slices(window, near)
+        for channel, holes, out in zip(y, where, picture, strict=True):
+            if holes[block].any() and not holes[around].all():
+                found = inpaint_biharmonic(channel[around], holes[around])
+                found = found[inner].clip(0, channel.max())
+                out[block] = np.where(holes[block], found, channel[block])
     return picture

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .errors import UserError, nearest
 
-RIM = 2.9  # pixels that a brush's soft edge reaches
+RIM = 2.9  # pixels that a brush's soft edge reaches: two, across corners too
 KERNELS = ("lanczos2", "lanczos3", "box", "gauss12", "gauss1sq2", "gaussian")
 
 

@@ -122,20 +122,18 @@ def denoise(
     Raises UserError for options or a picture that will not do.
     """
     original = job.problem.y[0].numpy()
-    chance = impulses.find(original)
-    if chance is not None:
-        original = chance.filled(original)
+    original, struck = impulses.without(original)
+    if struck:
         job = replace(job, digest=f"{job.digest}, filled")
     most = span(brightest(original))
     y = np.minimum(original / np.float32(most), 1)
     draft = draft and min(y.shape[1:]) >= DRAFT
     small = _halved(y) if draft else y
-    choice = choose(small, given, most, draft, 0.0 if chance is None else chance.share)
+    choice = choose(small, given, most, draft, struck)
     tell(choice)
     if choice.clean:
-        same = chance is None
-        told = "unchanged" if same else impulses.FILLED
-        return Denoised(original, choice, told=told, unchanged=same)
+        told = impulses.FILLED if struck else "unchanged"
+        return Denoised(original, choice, told=told, unchanged=not struck)
     problem = Problem.denoising(tensor(small), name=job.name)
     fitted = replace(job, problem=problem, seen=small)
     if draft:
@@ -169,11 +167,11 @@ def denoise(
 
 
 def choose(
-    y: np.ndarray, given: dict, most: float, draft: bool = False, chance: float = 0.0
+    y: np.ndarray, given: dict, most: float, draft: bool = False, struck: float = 0.0
 ) -> auto.Choice:
     """``auto.denoising`` for ``y`` [C, H, W], a picture divided by ``most``, its ``span``.
 
-    draft: ``y`` is of half the size. chance: the share of its values that were salt or pepper, and
+    draft: ``y`` is of half the size. struck: the share of its values that were salt or pepper, and
     are filled in. Raises as ``auto.denoising``.
     """
     choice = auto.denoising(y, (DRAFTED if draft else {}) | given, most, draft)
@@ -181,8 +179,8 @@ def choose(
         choice.reasons.insert(0, "a draft, fitted at half the size, which halves the noise")
     if most < 1:
         choice.reasons.insert(0, f"uses {most:.1%} of its range: stretched while it is fitted")
-    if chance:
-        what = f"{chance:.1%}" if chance >= 0.001 else "less than 0.1%"
+    if struck:
+        what = f"{struck:.1%}" if struck >= 0.001 else "less than 0.1%"
         what += " of the values are black or white by chance (salt and pepper)"
         choice.reasons.insert(0, f"{what}: filled in from what is around them")
     return choice

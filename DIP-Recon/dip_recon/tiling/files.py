@@ -22,7 +22,7 @@ from ..options import NOT_IN_THE_NUMBERS, DenoisingOptions
 from ..prepare import resolve
 from ..runs import Run, check_free, read_csv
 from ..tasks import Brightest, as_grey, span
-from .layout import Layout, Readable
+from .layout import Layout, Readable, grown, slices
 from .tiles import Tiles
 
 LARGE = 4096**2  # pixels from which a TIFF is denoised by tiles
@@ -79,24 +79,27 @@ def denoise_file(
                 return counts
             raise UserError(f"{output}: is there already; choose another --output, or --overwrite")
         white = _span(source, source.size, source.channels)
-        chance = impulses.find(_sample(source, source.size), white)
-        picture = source if chance is None else _Filled(source, source.size, chance)
-        most = white if chance is None else _span(picture, source.size, source.channels)
+        sample = _sample(source, source.size)
+        found = impulses.find(sample, white)
+        picture, most, struck = source, white, 0.0
+        if found is not None:
+            struck = float(found.places(sample).mean())
+            picture = _Filled(source, source.size, found)
+            most = _span(picture, source.size, source.channels)
         stretched = _Stretched(picture, most)
-        share = 0.0 if chance is None else chance.share
-        options, level = choose(_sample(stretched, source.size), most, share)
+        options, level = choose(_sample(stretched, source.size), most, struck)
         alpha = source if source.has_alpha else None
         kind = {"size": source.size, "channels": source.channels, "kind": source.kind}
         kind |= {"alpha": alpha, "overwrite": overwrite}
         if lost := images.lost(output, source.kind, source.has_alpha):
             say(lost)
         if options is None:
-            if share:
+            if struck:
                 kind["kind"] = source.kind.without_palette(source.channels)
             with large.create_sink(output, **kind) as sink:
                 for top, bottom, left, right in Layout(source.size, SAMPLE, 0).windows():
                     sink.write(top, left, picture.read(top, bottom, left, right))
-            say(f"{output}: {impulses.FILLED if share else 'unchanged'}")
+            say(f"{output}: {impulses.FILLED if struck else 'unchanged'}")
             return {}
         kind["kind"] = source.kind.without_palette(source.channels)  # as it would change colours
         options, _ = resolve(options)
@@ -104,7 +107,7 @@ def denoise_file(
         layout = Layout(source.size, options.tile, options.overlap)
         device, precision = cluster.choose(options.device, options.precision)
         options = replace(options, device=device, precision=precision)
-        config = {**asdict(options), **this, "span": most, "filled": share}
+        config = {**asdict(options), **this, "span": most, "filled": struck}
         check_alone(keep)
         try:
             absent = {"span": 1.0, "filled": 0.0}
@@ -204,14 +207,13 @@ class _Filled:
 
     source: Readable
     size: tuple[int, int]
-    chance: impulses.Impulses
+    found: impulses.Impulses
 
     def read(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:
-        above, before = max(top - AROUND, 0), max(left - AROUND, 0)
-        below, beyond = min(bottom + AROUND, self.size[0]), min(right + AROUND, self.size[1])
-        y = self.source.read(above, below, before, beyond)
-        inner = np.s_[:, top - above : bottom - above, left - before : right - before]
-        return self.chance.filled(y)[inner]
+        window = top, bottom, left, right
+        near = grown(window, AROUND, self.size)
+        y = self.source.read(*near)
+        return impulses.filled(y, self.found.places(y))[(slice(None), *slices(window, near))]
 
 
 def _span(source: Readable, size: tuple[int, int], channels: int) -> float:

@@ -132,8 +132,7 @@ class Layout:
 
     def inside(self, tile: Tile) -> Window:
         """The part of the grown region that lies in the picture."""
-        top, bottom, left, right = tile.grown
-        return max(top, 0), min(bottom, self.size[0]), max(left, 0), min(right, self.size[1])
+        return grown(tile.region, self.overlap, self.size)
 
     def weights(self, tile: Tile) -> np.ndarray:
         """How much the tile counts at each pixel of ``inside(tile)``: [h, w] float32 in (0, 1].
@@ -216,14 +215,24 @@ def blend(layout: Layout, window: Window, restored: Callable[[Tile], np.ndarray]
         shared = (
             max(inside[0], top), min(inside[1], bottom), max(inside[2], left), min(inside[3], right)
         )  # fmt: skip
-        weights = layout.weights(tile)[_slices(shared, inside)]
-        blended[(slice(None), *_slices(shared, window))] += (
-            weights * data[(slice(None), *_slices(shared, tile.grown))]
+        weights = layout.weights(tile)[slices(shared, inside)]
+        blended[(slice(None), *slices(shared, window))] += (
+            weights * data[(slice(None), *slices(shared, tile.grown))]
         )
     return blended
 
 
-def _slices(window: Window, within: Window) -> tuple[slice, slice]:
+def grown(window: Window, margin: int, size: tuple[int, int]) -> Window:
+    """``window`` and ``margin`` pixels around it, as far as a picture of ``size`` (H, W) goes."""
+    top, bottom, left, right = window
+    height, width = size
+    return (
+        max(top - margin, 0), min(bottom + margin, height),
+        max(left - margin, 0), min(right + margin, width),
+    )  # fmt: skip
+
+
+def slices(window: Window, within: Window) -> tuple[slice, slice]:
     """Where ``window`` lies in an array that holds the pixels of ``within``."""
     top, bottom, left, right = window
     return slice(top - within[0], bottom - within[0]), slice(left - within[2], right - within[2])
