@@ -362,6 +362,15 @@ def test_a_file_does_not_say_where_results_go(tmp_path):
         assert parse(DenoisingOptions, given, "x")[0].save_folder == place
 
 
+@pytest.mark.parametrize("label", ["2024-01-01", ".nan", "null", "!!binary aGk=", ".inf"])
+def test_labels_that_no_folder_can_be_named_by(tmp_path, label):
+    path = tmp_path / "a.yaml"
+    path.write_text(f"grid: {{when: {{{label}: {{seed: 7}}}}}}")
+    refused(lambda: load_sweep(path), "a.yaml", "grid: when", "in quotes")
+    path.write_text(f"grid: {{when: {{other: {{seed: 7}}, {label!r}: {{seed: 8}}}}}}")
+    assert len(cells(load_sweep(path), {})) == 2
+
+
 def test_a_grid_without_end(tmp_path):
     path = tmp_path / "a.yaml"
     axes = "".join(f"  x{n}: {{a: {{lr: 1}}, b: {{lr: 2}}}}\n" for n in range(64))
@@ -403,7 +412,7 @@ def all_readers(root: Path, output: Path) -> None:
     [{"stop_iteration": "5"}, {"stop_iteration": [5]}, {"model_type": None}, {"task": {}},
      {"iterations": "x"}, {"psnr_stopped": "<b>"}, {"seconds": "1"}, {"seed": [1]},
      {"stopping": 5}, {"parameters": {}}, {"extra": {"a": 1}}, {"oracle_iteration": 1e999},
-     {"stop_iteration": float("nan")}],
+     {"stop_iteration": float("nan")}, {"psnr_stopped": 10**400}],
 )  # fmt: skip
 def test_a_result_of_the_wrong_kind(tmp_path, changes):
     finished(tmp_path / "runs" / "a", **changes)
@@ -439,6 +448,22 @@ def test_numbers_that_are_none_are_shown_as_nothing(tmp_path):
     all_readers(tmp_path / "runs", tmp_path)
     page = (tmp_path / "page" / "data.js").read_text()
     assert "NaN" not in page and "Infinity" not in page
+
+
+@pytest.mark.parametrize("name", ["9" * 5000, "\ud800"])
+def test_names_that_are_odd_text(tmp_path, name):
+    run = finished(tmp_path / "runs" / "a", image=name, model_type=name)
+    run.begin({**run.config(), "model_type": name, "upsample_mode": name}, overwrite=False)
+    finished(tmp_path / "runs" / "b", image="8" * 5000)
+    run.write_result({**Run(tmp_path / "runs" / "b").result(), "image": name, "model_type": name})
+    all_readers(tmp_path / "runs", tmp_path)
+
+
+def test_a_link_that_leads_in_a_circle(tmp_path):
+    run = finished(tmp_path / "runs" / "a")
+    (run.folder / "restored.png").unlink()
+    (run.folder / "restored.png").symlink_to("restored.png")
+    refused(lambda: all_readers(tmp_path / "runs", tmp_path), "restored.png", "circle")
 
 
 @pytest.mark.parametrize(

@@ -521,6 +521,17 @@ def test_damaged_run_files_are_named(folder, tmp_path, name, content, capsys):
     assert (run.parent / "log.txt").read_bytes() == log, "nothing is written before the checks"
 
 
+@pytest.mark.parametrize("more", ["", "--resume"])
+def test_a_finished_run_without_its_settings_is_not_deleted(folder, tmp_path, more, capsys):
+    flags = f"{SMALL} --folder_path {folder}/grey.png --save_folder {tmp_path}"
+    assert call(DenoisingOptions, flags) == 0
+    run = tmp_path / "denoising/DIP_2_scaled/grey"
+    (run / "config.yaml").unlink()
+    before = files(run)
+    status, said = call(DenoisingOptions, f"{flags} {more}", capsys)
+    assert status == 2 and "config.yaml: damaged" in said.err and files(run) == before
+
+
 def test_a_checkpoint_of_another_network_is_refused(folder, tmp_path, capsys):
     (folder / "grey.png").unlink()
     flags = f"{SMALL} --folder_path {folder} --save_folder {tmp_path}"

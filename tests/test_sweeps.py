@@ -10,8 +10,8 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
 from conftest import refused
@@ -409,8 +409,9 @@ def test_what_another_process_finishes_meanwhile_is_not_done_again(
     sweep_file, tmp_path, monkeypatch
 ):
     """A worker that was asked to leave, or a second sweep: it is waited for."""
-    assert call(sweep_file(grid={"seed": [7]}), tmp_path) == 0
-    first = find(tmp_path / "out")[0]
+    [plan, *_], _ = plans(load(sweep_file()), {"num_iters": "3"}, str(tmp_path), Switches())
+    assert work.carry_out(plan, switches=Switches(), bar=False).error is None
+    first = plan.run
     result = (first.folder / "result.json").read_text()
     (first.folder / "result.json").unlink()
     busy = threading.Event()
@@ -425,10 +426,34 @@ def test_what_another_process_finishes_meanwhile_is_not_done_again(
     other.start()
     busy.wait()
     monkeypatch.setattr(work, "run_one", None)
-    plan = SimpleNamespace(run=first)
     found = work.carry_out(plan, lambda: False, switches=Switches(), patience=work.LEAVING)
     other.join()
     assert found.error is None and found.result["image"] == first.result()["image"]
+
+
+def test_pictures_without_a_mistake(sweep_file, tmp_path):
+    """Tiles of one colour are given back as they are: their PSNR is no number."""
+    images.save_png(tmp_path / "black.png", np.zeros((1, 40, 40), np.float32))
+    options = {"folder_path": str(tmp_path / "black.png"), "tile": 32, "overlap": 4}
+    path = sweep_file(options=options, grid={"seed": [7, 8]})
+    assert call(path, tmp_path, "--noise_sigma 0 --stopping fixed") == 0
+    assert len(find(tmp_path / "out")) == 2 and (tmp_path / "out" / "table.md").is_file()
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_a_run_of_other_settings_that_came_between_is_not_taken(sweep_file, tmp_path, done):
+    """Two sweeps, started together, of one file and two learning rates."""
+    sweep, small = load(sweep_file(grid={"seed": [7]})), {"num_iters": "3", "device": "cpu"}
+    mine, other = (
+        plans(sweep, {**small, "lr": lr}, str(tmp_path), Switches())[0][0] for lr in ("0.01", "0.5")
+    )
+    assert work.carry_out(other, switches=Switches(), bar=False).error is None
+    if not done:
+        (other.run.folder / "result.json").unlink()
+    before = (other.run.folder / "config.yaml").read_bytes()
+    found = work.carry_out(mine, switches=Switches(), bar=False)
+    assert found.result is None and "lr 0.5, not 0.01" in found.error
+    assert (other.run.folder / "config.yaml").read_bytes() == before
 
 
 @pytest.mark.long

@@ -94,6 +94,12 @@ class Plan:
     def job(self) -> Job:
         return JOBS[self.options.task](self.item, self.options)
 
+    def check_kept(self, switches: Switches) -> None:
+        """Raise UserError unless what the folder holds is this run: since the plan was made,
+        another process may have written there."""
+        o = self.options
+        _check_same(self.run, o, configuration(o, self.job(), *_where(o, switches)))
+
 
 def plan(
     o: Options,
@@ -131,11 +137,15 @@ def plan(
             if not (elsewhere or kept):
                 check_memory(job, o)
         config = configuration(chosen, job, *(elsewhere or _where(chosen, switches)))
-        this.run.check(
-            config, NOT_IN_THE_NUMBERS, switches.resume, switches.overwrite, asdict(type(o)())
-        )
+        _check_same(this.run, o, config, switches.resume, switches.overwrite)
         plans.append(this)
     return plans
+
+
+def _check_same(
+    run: Run, o: Options, config: dict, resume: bool = True, overwrite: bool = False
+) -> None:
+    run.check(config, NOT_IN_THE_NUMBERS, resume, overwrite, asdict(type(o)()))
 
 
 def run_one(
@@ -159,16 +169,19 @@ def run_one(
     ``draw``: whether its two figures are drawn. ``exact``: whether the restored picture is kept to
     the last digit. ``fitting``: carries out the fit, where it is not one by tiles.
 
-    Raises UserError if another process writes in the folder. Returns what result.json holds, and
-    the restored picture [C, H, W] in [0, 1].
+    Raises UserError if another process writes in the folder, or has begun another run there.
+    Returns what result.json holds, and the restored picture [C, H, W] in [0, 1].
     """
     device_name, precision = _where(o, switches)
     o = replace(o, device=device_name, precision=precision)
     tiled = getattr(o, "tile", 0)
     work = _run_tiled if tiled else partial(_run_whole, fitting=fitting)
     draw_run = figures.draw_run if draw else None  # imported now: not in a worker that leaves
+    config = configuration(o, job, o.device, o.precision, labels)
     with run.alone():
-        run.begin(configuration(o, job, o.device, o.precision, labels), switches.overwrite)
+        if not switches.overwrite:  # nor has another process begun another run here
+            _check_same(run, o, config)
+        run.begin(config, switches.overwrite)
         summary, restored = work(job, run, o, switches, say, cancelled, bar, exact)
         say(closing(summary))  # at once: a run that has its result is not come back to
         if draw_run:
@@ -342,7 +355,7 @@ GAVE_UP = "the fit was lost again and again; what it had before is kept. Try"
 def summarise(
     job: Job, o: Options, state: State, result: Result, baseline: float, evaluation: Evaluation
 ) -> dict:
-    """result.json's figures; PSNRs in dB, by the names of DESIGN: out, ema, stopped, oracle."""
+    """result.json's figures; PSNRs in dB: out, ema, stopped, oracle."""
     x = state.truth
     summary = {
         "image": job.name,
@@ -432,6 +445,7 @@ def run_all(o: Options, switches: Switches, notes: list[str] = ()) -> list[dict]
                 continue
             with run.alone():
                 if switches.resume and run.finished:  # by another process, just now
+                    this.check_kept(switches)
                     say(f"Sample {n + 1} {name}: finished meanwhile, kept")
                     summaries.append(run.result())
                     continue

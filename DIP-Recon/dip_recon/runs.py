@@ -118,7 +118,7 @@ class Run:
 
     @property
     def begun(self) -> bool:
-        return any((self.folder / name).is_file() for name in ("config.yaml", "checkpoint.pt"))
+        return any((self.folder / name).is_file() for name in FILES[:3])
 
     def check(
         self,
@@ -337,10 +337,8 @@ class Run:
         """What ``write_result`` saved: texts, numbers and truth values by name."""
         path = self.file("result.json")
         try:
-            result = json.loads(content(path, LARGEST))
-            # a file's name need not be text: it was one on some old disk
-            image = str(result["image"]).encode("utf-8", "replace").decode()
-            result = {**result, "image": image}
+            result = readable(json.loads(content(path, LARGEST)))
+            result = {**result, "image": str(result["image"])}
             names = {key: result[key] for key in ("model_type", "task")}
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise _damaged(path) from error
@@ -355,7 +353,7 @@ class Run:
         plain = all(v is None or isinstance(v, str | int | float) for v in flat)
         if not plain or not all(isinstance(text, str) for text in texts):
             raise _damaged(path)
-        if not all(v is None or isinstance(v, int | float) for v in levels):
+        if not all(v is None or isinstance(v, float) or _is_number(v) for v in levels):
             raise _damaged(path)
         if not all(v is None or _is_number(v) for v in counts):
             raise _damaged(path)
@@ -379,6 +377,15 @@ class Run:
         paths = (self.folder / "snapshots").glob("[0-9]*.png")
         found = {int(p.stem): self.file(f"snapshots/{p.name}") for p in paths if _is_count(p.stem)}
         return dict(sorted(found.items()))
+
+
+def readable(value):
+    """``value`` with ? for what is no text in it: a file's name on an old disk need not be any."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {readable(k): readable(v) for k, v in value.items()}
+    return [readable(v) for v in value] if isinstance(value, list) else value
 
 
 def _apart(value):

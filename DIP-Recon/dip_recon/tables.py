@@ -133,7 +133,9 @@ def write_means(runs: list[Run], each: int, path: Path) -> list[str]:
             continue
         results = [run.result() for run in these]
         singles = {f"PSNR_run{n + 1}": r["psnr_stopped"] for n, r in enumerate(results)}
-        row = {"ID": results[0]["image"], **singles, "PSNR_mean": round(psnr_of_mean(these), 4)}
+        mean = psnr_of_mean(these)
+        row = {"ID": results[0]["image"], **singles}
+        row["PSNR_mean"] = round(mean, 4) if math.isfinite(mean) else None
         rows.append({**row, "Noisy_Baseline": results[0]["psnr_noisy"]})
     if not rows:
         return []

@@ -14,7 +14,8 @@ import numpy as np
 
 from .. import images
 from ..errors import UserError
-from ..runs import Run, find
+from ..metrics import psnr
+from ..runs import Run, find, readable
 
 K = TypeVar("K", bound=Hashable)
 
@@ -92,7 +93,7 @@ def load(folders: Iterable[str | Path]) -> list[Record]:
             raise UserError(f"{folder}: holds no finished run")
         for run in runs:
             found.setdefault(run.folder.resolve(), run)
-    return [Record(run, run.config(), run.result()) for run in found.values()]
+    return [Record(run, readable(run.config()), run.result()) for run in found.values()]
 
 
 def group(records: Iterable[Record], key: Callable[[Record], K]) -> dict[K, list[Record]]:
@@ -160,10 +161,11 @@ def over_seeds(records: Iterable[Record], key: str) -> tuple[float, float]:
 
 
 def psnr_of_mean(runs: list[Run]) -> float:
-    """PSNR in dB of the mean of several runs' restored pictures, on one and the same noisy one."""
+    """PSNR in dB of the mean of several runs' restored pictures, on one and the same noisy one; inf
+    if it is the clean one."""
     clean = images.read(runs[0].file("clean.png")).data
     mean = np.mean([images.read(run.file("restored.png")).data for run in runs], axis=0)
-    return -10 * math.log10(float(((mean - clean) ** 2).mean()))
+    return psnr(mean, clean)
 
 
 @dataclass(frozen=True)
@@ -235,5 +237,5 @@ def natural(value) -> list:
         return []
     if isinstance(value, int | float):
         return [(0, value, "")]
-    parts = re.findall(r"\d+|\D+", str(value).lower())
+    parts = re.findall(r"\d{1,99}|\D+", str(value).lower())  # int() refuses thousands of digits
     return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts]

@@ -176,9 +176,9 @@ def _line(outcome: Outcome, n: int, total: int, seconds_left: float) -> str:
     if outcome.error:
         return line + outcome.error
     result = outcome.result
-    if "psnr_stopped" in result:
+    if result.get("psnr_stopped") is not None:  # as it is of a picture without a mistake
         line += f"{result['psnr_stopped']:.2f} dB   "
-    if "psnr_oracle" in result:
+    if result.get("psnr_oracle") is not None:
         line += f"(oracle {result['psnr_oracle']:.2f} at {result['oracle_iteration']})   "
     line += f"{outcome.seconds:.0f} s"
     return line + (f"   about {_duration(seconds_left)} left" if n < total else "")

@@ -26,7 +26,13 @@ from ..documents import read_yaml
 from ..errors import UserError, nearest
 from ..experiment import Plan, folder_names, plan
 from ..flags import Switches, check_below, fill
-from ..options import DenoisingOptions, InpaintingOptions, Options, SuperResolutionOptions
+from ..options import (
+    DenoisingOptions,
+    InpaintingOptions,
+    Options,
+    SuperResolutionOptions,
+    suits,
+)
 from ..prepare import resolve
 from ..runs import method_folder, safe_name
 
@@ -131,6 +137,9 @@ def _axes(path: Path, grid) -> dict[str, dict]:
     axes = {}
     for axis, values in _mapping(path, "grid", grid).items():
         if isinstance(values, dict):
+            for label in values:  # YAML has dates and nothing, too, which config.yaml cannot hold
+                if label is None or not suits("", label):
+                    raise UserError(f"{path}: grid: {axis}: {label}: put the label in quotes")
             labels = {k: _mapping(path, f"grid: {axis}: {k}", v) for k, v in values.items()}
         else:
             values = values if isinstance(values, list) else [values]

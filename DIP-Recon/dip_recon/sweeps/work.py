@@ -54,6 +54,7 @@ def carry_out(
         make_folder(plan.run.folder)
         with plan.run.alone(patience, cancelled):
             if plan.run.finished and not switches.overwrite:
+                plan.check_kept(switches)
                 return Outcome(plan, plan.run.result())
             with open_log(plan.run.folder / "log.txt", show=False) as say:
                 result, _ = run_one(

@@ -109,17 +109,10 @@ def denoise_file(
         options = replace(options, device=device, precision=precision)
         config = {**asdict(options), **this, "span": most, "filled": struck}
         check_alone(keep)
-        try:
-            absent = {"span": 1.0, "filled": 0.0}
-            run.check(config, NOT_IN_THE_NUMBERS, resume=True, overwrite=False, absent=absent)
-        except UserError as error:
-            raise UserError(
-                f"{keep}: holds tiles of another picture or other settings; delete it, or choose "
-                "another --keep"
-            ) from error
         check_free("--keep", run)
         try:
             with run.alone():
+                _check_same(run, config)
                 tiles = Tiles(
                     stretched, layout, keep / "tiles", options, name=path.name, faithful=level
                 )
@@ -149,6 +142,17 @@ def denoise_file(
     )
     say("; ".join([said, ends.told()] if ends.told() else [said]))
     return counts
+
+
+def _check_same(run: Run, config: dict) -> None:
+    absent = {"span": 1.0, "filled": 0.0}
+    try:
+        run.check(config, NOT_IN_THE_NUMBERS, resume=True, overwrite=False, absent=absent)
+    except UserError as error:
+        raise UserError(
+            f"{run.folder}: holds tiles of another picture or other settings; delete it, or choose "
+            "another --keep"
+        ) from error
 
 
 def identity(path: Path) -> dict:
