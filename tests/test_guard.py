@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dip_recon import images, prepare
-from dip_recon.callbacks import Evaluation
+from dip_recon.callbacks import Evaluation, Snapshots
 from dip_recon.cli import main as command
 from dip_recon.experiment import main
 from dip_recon.fit import LOSSES, State, fit
@@ -75,6 +75,16 @@ def test_from_where_it_went_back_it_is_a_run_with_a_smaller_rate(fresh):
     assert len(state.guard.troubles) == 1
     for name in ("out", "ema", "stopped"):
         assert torch.equal(getattr(result, name), getattr(expected, name))
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_snapshots_are_of_what_was_kept(fresh, tmp_path, once):
+    run = Run(tmp_path)
+    (tmp_path / "snapshots").mkdir()
+    state = fresh(guard=Guard(**QUICK))
+    fit(state, 40, [Snapshots(run, [3, 11, 12, 35]), Poison(14, once)])
+    assert bool(state.guard.gave_up) != once
+    assert list(run.snapshots()) == ([3, 11, 12, 35] if once else [3])
 
 
 def test_an_operator_that_fails_once(fresh):

@@ -138,6 +138,12 @@ class Snapshots:
             picture = state.full_size(state.smoothed)[0].clamp(0, 1).cpu().numpy()
             images.save_png(self.run.folder / "snapshots" / f"{i:05d}.png", picture)
 
+    def gone_back(self, state: State) -> None:
+        """Forget those of iterations that are to be done anew, or never."""
+        for i, path in self.run.snapshots().items():
+            if i >= state.iteration:
+                path.unlink(missing_ok=True)
+
 
 class TensorBoard:
     """Write what is measured, and the snapshots, to ``tensorboard/`` in the run folder.
