@@ -151,6 +151,10 @@ def test_alike_in_all_but_the_folder_and_two_pictures_of_one_name(tmp_path):
         (run["facets"][0], run["facets"][4]) for run in runs_of(tmp_path / "page").values()
     )
     assert found == [("a", ""), ("a", "(2)"), ("a (2)", "")]
+    run_of(tmp_path / "runs", "a (2)", dim=[64])  # as a browser names what it downloads again
+    report.write([tmp_path / "runs"], tmp_path / "page")
+    names = {run["facets"][0] for run in runs_of(tmp_path / "page").values()}
+    assert names == {"a", "a (2)", "a (3)"}
 
 
 def test_where_files_were_is_not_published(tmp_path):
@@ -310,6 +314,15 @@ def test_folders_that_will_not_do(tmp_path, monkeypatch, capsys):
     write(tmp_path / "deep" / "er")
     (tmp_path / "empty" / "CNAME").write_text("mine")
     refused(lambda: write(tmp_path / "empty"), "holds CNAME")
+    (tmp_path / "empty" / "CNAME").unlink()
+    for name in ("pictures/mine.png", "assets/notes.txt"):
+        (tmp_path / "empty" / name).write_text("mine")
+        refused(lambda: write(tmp_path / "empty"), f"holds {name}")
+        (tmp_path / "empty" / name).unlink()
+    write(tmp_path / "empty")
+    (tmp_path / "circle").symlink_to("circle")
+    refused(lambda: write(tmp_path / "circle"), "circle")
+    (tmp_path / "circle").unlink()
     (tmp_path / "index").mkdir()
     (tmp_path / "index" / "index.html").write_text("<html>mine</html>")
     refused(lambda: write(tmp_path / "index"), "holds index.html")

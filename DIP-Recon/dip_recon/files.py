@@ -142,7 +142,7 @@ def clean(folder: str | Path, grace: float = 1.0) -> None:
             with suppress(OSError):
                 if entry.stat().st_mtime > time.time() - grace:
                     continue
-                handle = os.open(entry.path, os.O_RDONLY)
+                handle = _open(entry.path)
                 try:
                     if _lock(handle) and entry.is_dir(follow_symlinks=False):
                         shutil.rmtree(entry.path, ignore_errors=True)
@@ -156,9 +156,17 @@ def _hold(temporary: Path) -> int | None:
     """An open file by which ``clean`` sees that somebody lives who writes here; None for none."""
     if fcntl is None:  # Windows renames no open file
         return None
-    handle = os.open(temporary, os.O_RDONLY)
+    handle = _open(temporary)
     _lock(handle)
     return handle
+
+
+def _open(path: str | Path) -> int:
+    """Open a file or a folder to lock it: to be written if it can be, as NFS wants of a file."""
+    try:
+        return os.open(path, os.O_RDWR)
+    except OSError:  # a folder, or one that is nobody's to write
+        return os.open(path, os.O_RDONLY)
 
 
 def _lock(handle: int) -> bool | None:
@@ -267,9 +275,17 @@ def content(path: str | Path, most: int) -> bytes:
         return file.read(state.st_size)
 
 
+def resolved(path: Path) -> Path:
+    """``path`` with all links followed; UserError if they lead in a circle."""
+    try:
+        return path.resolve()
+    except RuntimeError as error:
+        raise UserError(f"{path}: a link that leads in a circle; remove it") from error
+
+
 def check_inside(path: Path, folder: Path) -> Path:
     """``path``, in ``folder``; UserError if a link on the way to it leads out of the folder."""
-    if not path.resolve().is_relative_to(folder.resolve()):
+    if not resolved(path).is_relative_to(resolved(folder)):
         raise UserError(f"{path}: a link leads out of {folder}; remove it")
     return path
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import re
 from collections.abc import Iterable
@@ -64,9 +65,14 @@ def _task(record: Record) -> str:
 def _picture_labels(records: list[Record]) -> dict[tuple[str, str], str]:
     """A name for each picture: its own, numbered where two different pictures share it."""
     labels: dict[tuple[str, str], str] = {}
+    taken = {record.picture[0] for record in records}
     for name, sha in sorted({record.picture for record in records}):
-        n = 1 + sum(other == name for other, _ in labels)
-        labels[name, sha] = name if n == 1 else f"{name} ({n})"
+        if any(other == name for other, _ in labels):
+            numbered = (f"{name} ({n})" for n in itertools.count(2))
+            labels[name, sha] = next(label for label in numbered if label not in taken)
+        else:
+            labels[name, sha] = name
+        taken.add(labels[name, sha])
     return labels
 
 

@@ -11,10 +11,10 @@ from .. import __version__
 from ..comparison import quoted
 from ..errors import UserError
 from ..figures.records import load
-from ..files import atomic_folder, clean
+from ..files import atomic_folder, clean, resolved
 from ..runs import Run, check_writable, make_folder
 from .contents import FACETS, contents
-from .pictures import Pictures
+from .pictures import NAME, Pictures
 
 HERE = Path(__file__).parent
 MARKER = '<meta name="generator" content="dip-recon report">'  # by it a page of ours is known
@@ -45,7 +45,7 @@ def write(
     if left:
         names = ", ".join(map(str, left[:3])) + (" …" if len(left) > 3 else "")
         say(f"{len(left)} unfinished run{'s' * (len(left) != 1)} left out: {names}")
-    target = output.resolve()  # a link to the folder stays one
+    target = resolved(output)  # a link to the folder stays one
     make_folder(target.parent)
     clean(target.parent)
     with atomic_folder(target) as page:
@@ -130,16 +130,26 @@ def _unfinished(folders: Iterable[Path]) -> list[Path]:
     return list(found.values())
 
 
+def _strangers(page: Path) -> list[str]:
+    """What lies in the folders of a page and was not put there with it, by its name in the page."""
+    own = {path.name for path in (HERE / "assets").iterdir()} | {"page.css", "page.js"}
+    found = [path for path in sorted((page / "assets").glob("*")) if path.name not in own]
+    found += [
+        path for path in sorted((page / "pictures").glob("*")) if not NAME.fullmatch(path.name)
+    ]
+    return [str(path.relative_to(page)) for path in found]
+
+
 def _check_output(output: Path) -> None:
     """Raise UserError unless ``output`` is free, empty or a page of ours, and can be written."""
-    target = output.resolve()
+    target = resolved(output)
     if Path.cwd().is_relative_to(target):
         raise UserError(f"--output {output}: is the current folder, or holds it; choose another")
     if target.is_dir():
         there = sorted(path.name for path in target.iterdir())
         index = target / "index.html"
         ours = index.is_file() and MARKER in index.read_text(encoding="utf-8", errors="replace")
-        others = [name for name in there if name not in OURS or not ours]
+        others = [name for name in there if name not in OURS or not ours] or _strangers(target)
         if others:
             raise UserError(
                 f"--output {output}: holds {others[0]}, which is no part of such a page; "

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
 from pathlib import Path
 
 from .. import images
 
+NAME = re.compile(r"[0-9a-f]{20}\.png")  # of a picture in a page
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PLAIN = ((8, 0), (8, 2))  # bits and colour type: 8-bit grey, 8-bit RGB
 _CHUNKS = (b"IHDR", b"IDAT", b"IEND")
