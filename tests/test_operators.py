@@ -214,9 +214,23 @@ def test_text_mask(size):
 def test_text_mask_options():
     assert (operators.text_mask((99, 99), "a ") != operators.text_mask((99, 99), "b ")).any()
     assert (operators.text_mask((99, 99), font_size=30) != operators.text_mask((99, 99))).any()
+    two = operators.text_mask((99, 99), "a\nb ")
+    np.testing.assert_array_equal(two, operators.text_mask((99, 99), "a b "))
     for bad in ({"text": "  "}, {"font_size": 0}):
         with pytest.raises(UserError, match="text"):
             operators.text_mask((9, 9), **bad)
+
+
+def test_an_array_may_be_a_view_and_may_change_later(picture):
+    x = torch.from_numpy(picture())[None]
+    given = np.random.RandomState(0).rand(32, 32).astype(np.float32)
+    for operator in (operators.Mask, operators.Blur, operators.FourierSampling):
+        values = given[:5, :5].copy() if operator is operators.Blur else given.copy()
+        A, turned = operator(values), operator(values[::-1].copy()[::-1])
+        expected = A(x)
+        values[:] = 0
+        torch.testing.assert_close(A(x), expected, rtol=0, atol=0)
+        torch.testing.assert_close(turned(x), expected, rtol=0, atol=0)
 
 
 def test_mask_from_picture():

@@ -57,7 +57,7 @@ class Mask(nn.Module):
 
     def __init__(self, mask: np.ndarray | Tensor):
         super().__init__()
-        mask = torch.as_tensor(mask).to(torch.float32)
+        mask = _copied(mask)
         mask = mask[(None,) * (4 - mask.ndim)]
         if not mask.any():
             raise UserError("the mask is all zero: no pixel is known (white, or 1, means known)")
@@ -181,7 +181,7 @@ class Blur(nn.Module):
 
     def __init__(self, kernel: np.ndarray | Tensor):
         super().__init__()
-        kernel = torch.as_tensor(kernel).to(torch.float32)
+        kernel = _copied(kernel)
         if kernel.ndim != 2 or not kernel.any():
             raise UserError(
                 f"a blur kernel must be [height, width] and not all zero, not {tuple(kernel.shape)}"
@@ -248,7 +248,7 @@ class FourierSampling(nn.Module):
 
     def __init__(self, mask: np.ndarray | Tensor):
         super().__init__()
-        mask = torch.as_tensor(mask).to(torch.float32)
+        mask = _copied(mask)
         if mask.ndim != 2 or not mask.any():
             raise UserError("a Fourier mask must be [height, width] and not all zero")
         self.register_buffer("mask", mask, persistent=False)
@@ -293,6 +293,7 @@ def text_mask(
 
     if not text.strip():
         raise UserError("the text of a text mask must not be blank")
+    text = " ".join(text.splitlines())
     height, width = size
     font_size = max(10, height // 16) if font_size is None else font_size
     if font_size < 1:
@@ -412,6 +413,13 @@ def _rgb(colour: str) -> tuple[float, float, float]:
         hint = f"; did you mean {match[0]!r}?" if match else ""
         raise UserError(f"{colour!r} is no colour: give #rrggbb, in quotes, or a CSS name{hint}")
     return to_rgb(name)
+
+
+def _copied(values: np.ndarray | Tensor) -> Tensor:
+    """As float32, in memory of its own: what is given may be a view, and may be changed later."""
+    if isinstance(values, Tensor):
+        return values.to(torch.float32, copy=True)
+    return torch.from_numpy(np.array(values, np.float32, order="C"))
 
 
 def _check_size(name: str, mask: Tensor, x: Tensor) -> None:
