@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from PIL import Image
 
 from dip_recon import auto, batch, data, holes, images, memory, needs, own, tasks
 from dip_recon.cli import main
+from dip_recon.errors import Kept
 from dip_recon.flags import parse
 from dip_recon.models import names
 from dip_recon.noise import add_gaussian
@@ -232,6 +234,52 @@ def test_a_picture_on_a_worker_can_be_called_off(tmp_path, picture):
         with pytest.raises(KeyboardInterrupt):
             batch._on_worker(task, lambda: True)
     assert (tmp_path / "keep/checkpoint.pt").is_file() and not (tmp_path / "out.png").exists()
+
+
+def test_an_overwrite_that_was_interrupted_is_gone_on_with(tmp_path, picture, capsys, monkeypatch):
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        images.save_png(tmp_path / "in" / f"{name}.png", picture(1))
+    done, stop_at = [], None
+
+    def one(path, place, wishes, several, say):
+        if path.stem == stop_at:
+            raise KeyboardInterrupt
+        time.sleep(0.02)  # clocks of disks tick less often than processors'
+        done.append(path.stem)
+        images.save_png(place, picture(1))
+
+    monkeypatch.setattr(batch, "_one", one)
+    words = ["denoise", tmp_path / "in", "-o", tmp_path / "out"]
+    assert run(*words) == 0
+    assert run(*words, "--overwrite") == 0 and done == [*"abcabc"]
+    done, stop_at = [], "b"
+    assert run(*words, "--overwrite") == 130
+    assert "--overwrite" in capsys.readouterr().err.splitlines()[-1]
+    stop_at = None
+    assert run(*words, "--overwrite") == 0 and done == [*"abc"]
+    assert "a.png: done again before" in capsys.readouterr().out
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "b.png", "c.png"]
+    done, stop_at = [], "b"
+    assert run(*words, "--overwrite") == 130
+    stop_at = None
+    assert run(*words, "--overwrite", "--sigma", 25) == 0 and done == [*"aabc"], "another wish"
+
+
+def test_so_is_that_of_a_picture_of_which_runs_are_kept(tmp_path, picture):
+    images.save_png(tmp_path / "a.png", picture(1))
+
+    def interrupted(overwrite):
+        """What was there of it before."""
+        wishes = batch.Wishes({}, overwrite=overwrite)
+        with pytest.raises(Kept), batch._kept(tmp_path / "a.png", tmp_path / "o.png", wishes) as w:
+            there = (w.keep / "run1").exists()
+            (w.keep / "run1").mkdir(exist_ok=True)
+            raise KeyboardInterrupt
+        return there
+
+    found = [interrupted(overwrite) for overwrite in (False, False, True, True, False, True)]
+    assert found == [False, True, False, True, True, False]
 
 
 def test_a_draft_is_no_part_of_a_full_run(tmp_path, picture):

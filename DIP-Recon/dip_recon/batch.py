@@ -29,6 +29,7 @@ from .together import at_once, run_all
 
 DEVIATION = images.Kind("grey", 32, floating=True)  # how a stack of uncertainty is stored
 SMALLEST_TILE = 32  # pixels a side, where memory does not suffice for the whole
+OVERWRITING = ".overwriting"  # in the folder of results, while --overwrite has some left to do
 LONG = 1024**2  # pixels from which finished tiles are kept beside the output, as it takes long
 
 
@@ -133,10 +134,15 @@ def denoise(words: list[str], output: Path | None, wishes: Wishes, say: Callable
         except OSError as error:
             raise cannot_write(places[0].parent, error) from error
     clean(places[0].parent)
+    again = into_folder and wishes.overwrite
+    since = _overwriting_since(places[0].parent, wishes) if again else -math.inf
     tasks = []
     for picture, place in zip(pictures, places, strict=True):
-        if into_folder and place.exists() and not wishes.overwrite:
-            say(f"{place}: is there already, kept; --overwrite does it again")
+        if into_folder and place.exists() and place.stat().st_mtime_ns > since:
+            done = "done again before, kept" if again else (
+                "is there already, kept; --overwrite does it again"
+            )  # fmt: skip
+            say(f"{place}: {done}")
             continue
         keep = wishes.keep / picture.name if wishes.keep and into_folder else wishes.keep
         tasks.append(_Task(picture, place, replace(wishes, keep=keep), into_folder))
@@ -155,9 +161,24 @@ def denoise(words: list[str], output: Path | None, wishes: Wishes, say: Callable
         if into_folder or wishes.keep:  # results that are there, or a run folder
             raise Kept from interrupt
         raise
+    if again:
+        (places[0].parent / OVERWRITING).unlink(missing_ok=True)
     if failed:
         raise UserError(f"{failed} of {len(pictures)} pictures were left out, as said above")
     return int(bool(wishes.given_up))
+
+
+def _overwriting_since(folder: Path, wishes: Wishes) -> int:
+    """When this ``--overwrite`` began, by the disk's clock: now, or before one like it was cut off,
+    which the same command goes on with."""
+    marker = folder / OVERWRITING
+    told = repr(replace(wishes, cluster=None))
+    with suppress(OSError):
+        if marker.read_text(encoding="utf-8", errors="replace") == told:
+            return marker.stat().st_mtime_ns
+    with atomic(marker) as path:
+        path.write_text(told, encoding="utf-8", errors="replace")
+    return marker.stat().st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -226,7 +247,8 @@ def _meanwhile(place: Path, kind: str) -> Path:
 def _kept(picture: Path, place: Path, wishes: Wishes) -> Iterator[Wishes]:
     """``wishes``, with a folder in which runs are kept until this block ends well.
 
-    What another picture or other wishes have left there goes.
+    What another picture or other wishes have left there goes; so does, with ``overwrite``, all that
+    is not of such a command itself.
     """
     if wishes.keep:
         yield wishes
@@ -234,14 +256,17 @@ def _kept(picture: Path, place: Path, wishes: Wishes) -> Iterator[Wishes]:
     run = Run(_meanwhile(place, "runs"))
     of = run.folder / "of.txt"
     told = repr((identity(picture), sorted(wishes.given.items()), wishes.runs, wishes.declipping))
+    again = f"{told}\n--overwrite"
     with run.alone():
         if any(path.name != LOCK for path in run.folder.iterdir()):
             if not of.is_file():
                 raise UserError(f"{run.folder}: holds other files; move it away")
-            if wishes.overwrite or of.read_text(encoding="utf-8", errors="replace") != told:
+            before = of.read_text(encoding="utf-8", errors="replace")
+            if before != again and (wishes.overwrite or before != told):
                 run.remove()
         with atomic(of) as path:
-            path.write_text(told, encoding="utf-8", errors="replace")
+            text = again if wishes.overwrite else told
+            path.write_text(text, encoding="utf-8", errors="replace")
         try:
             yield replace(wishes, keep=run.folder, draw=False)
             run.remove()
