@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tifffile
 from conftest import refused
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dip_recon import images
 from dip_recon.images.encoding import encode_png16
@@ -313,10 +313,20 @@ def test_float_goes_to_16_bit_png_and_8_bit_jpeg(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("a.jpg", "floats"), ("a.png", "floats"), ("a.tif", ""), ("b.png", "CMYK"), ("b.jpg", "")],
+    [
+        ("a.jpg", "floats"),
+        ("a.png", "floats"),
+        ("a.tif", ""),
+        ("b.png", "CMYK"),
+        ("b.jpg", ""),
+        ("c.bmp", "a colour profile"),
+        ("c.zarr", "a colour profile"),
+        ("c.webp", ""),
+    ],
 )
 def test_what_a_format_does_not_hold_is_told(tmp_path, name, said):
-    kind = Kind("rgb", 32, True) if name.startswith("a") else Kind("cmyk")
+    kinds = {"a": Kind("rgb", 32, True), "b": Kind("cmyk"), "c": Kind("rgb", icc=b"x")}
+    kind = kinds[name[0]]
     told = images.lost(tmp_path / name, kind, False)
     assert bool(told) == bool(said) and said in told
 
@@ -380,9 +390,35 @@ def test_what_the_camera_noted_is_carried_over(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"Exif\0\0MM\0*\xff\xff\xff\xff"])
-def test_damaged_notes_of_a_camera_are_left(tmp_path, content):
-    pil(tmp_path / "a.jpg", RGB8, exif=content)
-    assert images.read(tmp_path / "a.jpg").kind.exif is None
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_damaged_notes_of_a_camera_are_left(tmp_path, content, suffix):
+    pil(tmp_path / f"a.{suffix}", RGB8, exif=content)
+    assert images.read(tmp_path / f"a.{suffix}").kind.exif is None
+
+
+def test_a_note_that_cannot_be_written_again_does_not_spoil_the_picture(tmp_path):
+    exif = struct.pack("<2sHIH", b"II", 42, 8, 2)  # TIFF header, and two entries:
+    exif += struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)  # turned
+    exif += struct.pack("<HHI4s", 0x0128, 2, 4, b"abc\0") + bytes(4)  # a unit that is a text
+    pil(tmp_path / "a.jpg", RGB8, exif=b"Exif\0\0" + exif)
+    found = images.read(tmp_path / "a.jpg")
+    assert found.size == RGB8.shape[1::-1]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("samples", [RGB8, GREY16, RGBA8])
+def test_pictures_are_turned_as_pillow_does(tmp_path, orientation, samples):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pil(tmp_path / "a.png", samples, exif=exif)
+    with Image.open(tmp_path / "a.png") as image:
+        upright = np.atleast_3d(np.asarray(ImageOps.exif_transpose(image)))
+    found = images.read(tmp_path / "a.png")
+    top = 65535 if samples is GREY16 else 255
+    stored = np.moveaxis(found.data, 0, -1) * top
+    np.testing.assert_allclose(stored, upright[..., : stored.shape[-1]], atol=0.01)
+    if samples is RGBA8:
+        np.testing.assert_array_equal(found.alpha, upright[..., 3])
 
 
 def test_values_are_rounded_and_clipped(tmp_path):
@@ -401,6 +437,30 @@ def test_save_png_gives_the_same_bytes(tmp_path):
 def test_lzw_16_bit_grey_tiff_is_read_without_more(tmp_path):
     pil(tmp_path / "l.tif", GREY16, compression="tiff_lzw")
     np.testing.assert_allclose(images.read(tmp_path / "l.tif").data[0], GREY16 / 65535, atol=1e-7)
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_so_it_is_where_white_is_0(tmp_path, order):
+    options = {"photometric": "miniswhite", "byteorder": order}
+    tiff(tmp_path / "z.tif", GREY16, **options)
+    pil(tmp_path / "l.tif", GREY16, compression="tiff_lzw", tiffinfo={262: 0})
+    with Image.open(tmp_path / "l.tif") as image:
+        assert image.tag_v2[262] == 0
+    for name in "zl":
+        found = images.read(tmp_path / f"{name}.tif").data[0]
+        np.testing.assert_allclose(found, 1 - GREY16 / 65535, atol=1e-7)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".tif"])
+def test_an_alpha_beyond_1_is_opaque(tmp_path, suffix):
+    samples = np.full((40, 48, 4), 1.001, np.float32)
+    samples[..., :3] = SMOOTH.transpose(1, 2, 0)
+    samples[0, 0, 3] = np.nan
+    tiff(tmp_path / "f.tif", samples, photometric="rgb", extrasamples=["unassalpha"])
+    picture = images.read(tmp_path / "f.tif")
+    images.write(tmp_path / f"g{suffix}", picture.data, like=picture)
+    alpha = images.read(tmp_path / f"g{suffix}").alpha
+    assert (alpha[1:] >= (1 if suffix == ".tif" else 255)).all()
 
 
 def test_camera_jpeg_with_previews_is_one_picture(tmp_path):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import tifffile
-from PIL import Image, ImageOps
+from PIL import Image
 
 from .. import memory
 from ..errors import UserError
@@ -30,6 +30,7 @@ _DECOMPRESSORS = {
     tifffile.COMPRESSION.DEFLATE: zlib.decompressobj,
     tifffile.COMPRESSION.LZMA: partial(lzma.LZMADecompressor, memlimit=2**28),
 }
+_PHOTOMETRIC = 262  # TIFF tag: what the samples stand for; 0 where white is 0
 _ORIENTATION, _CAMERA = 0x0112, 0x8769  # tags of EXIF
 # Width and height; other pictures in the file, and the maker's own, which point to where they lay.
 _STALE = (0x0100, 0x0101, 0xA002, 0xA003, 0x014A, 0x927C)
@@ -115,9 +116,21 @@ def _decode_pillow(image: Image.Image) -> Decoded:
     key = image.info.get("transparency")
     with quiet_libtiff() if image.format == "TIFF" else nullcontext():
         image.load()
-    upright, exif = ImageOps.exif_transpose(image), _exif(image)
-    values, alpha, kind = _samples(upright, key, icc)
+    orientation, exif = _orientation(image), _exif(image)
+    values, alpha, kind = _samples(image, key, icc)
+    if kind.bits == 16 and image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0:
+        values = 65535 - values  # white is 0, which Pillow heeds up to 8 bits
+    values = _turn(values, orientation)
+    alpha = None if alpha is None else _turn(alpha[..., None], orientation)[..., 0]
     return values, alpha, replace(kind, exif=exif)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 where there is none that can be read."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # whatever Pillow raises on bytes from outside
+        return 1
 
 
 def _exif(image: Image.Image) -> bytes | None:
@@ -190,7 +203,7 @@ def _decode_png16(path: Path, image: Image.Image) -> Decoded:
         if filled < height:
             raise ValueError(f"{filled} of {height} rows")
     samples = samples.reshape(height, width, info["planes"])  # [H, W, 2 | 3 | 4]
-    samples = _turn(samples, image.getexif().get(_ORIENTATION, 1))
+    samples = _turn(samples, _orientation(image))
     values, alpha = samples, None
     if info["alpha"]:
         values, alpha = samples[..., :-1], samples[..., -1].copy()

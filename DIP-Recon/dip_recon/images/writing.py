@@ -88,7 +88,7 @@ def check_writable(path: str | os.PathLike, size: tuple[int, int] = (1, 1)) -> N
 def lost(path: str | os.PathLike, kind: Kind, has_alpha: bool) -> str:
     """What of a picture of this kind a file of this suffix does not hold, in words; "" if nothing.
 
-    A .zarr holds all but CMYK.
+    A .zarr holds all but CMYK and colour profiles. What a camera noted is not told of.
     """
     suffix = Path(path).suffix.lower()
     words = ["transparency"] * (has_alpha and suffix not in (*HOLDS_ALPHA, ".zarr"))
@@ -97,6 +97,7 @@ def lost(path: str | os.PathLike, kind: Kind, has_alpha: bool) -> str:
         words += ["floats"] * (suffix not in (*HOLDS_FLOAT, ".zarr"))
     elif kind.bits > 8 and suffix not in (*HOLDS_DEEP, ".zarr"):
         words.append(f"{kind.bits} bits a sample")
+    words += ["a colour profile"] * bool(kind.icc and suffix not in HOLDS_ICC)
     if not words:
         return ""
     return f"{path}: a {suffix} file does not hold {' or '.join(words)}; a .tif does"
@@ -154,8 +155,8 @@ def _alpha_for(alpha: np.ndarray, size: tuple[int, int], kind: Kind) -> np.ndarr
     if alpha.shape != size:
         height, width = size
         image = Image.fromarray(level.astype(np.float32))
-        level = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)).clip(0, 1)
-    return quantise(level, dtype)
+        level = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    return quantise(np.nan_to_num(level).clip(0, 1), dtype)
 
 
 def _replace(path: Path, content: bytes) -> None:
