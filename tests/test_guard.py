@@ -14,7 +14,9 @@ from dip_recon.fit import LOSSES, State, fit
 from dip_recon.growing import Growing, phases
 from dip_recon.guard import Guard
 from dip_recon.options import DenoisingOptions
+from dip_recon.problem import Problem
 from dip_recon.runs import Run
+from dip_recon.tasks import Job
 
 QUICK = {"every": 5, "patience": 2}
 
@@ -212,20 +214,23 @@ def test_a_checkpoint_of_before_there_was_a_guard(fresh, tmp_path):
     assert state.guard.troubles[0]["back_to"] == 12
 
 
-def test_a_growing_network_is_put_back_into_its_phase():
+def growing(guard, **more):
+    """A State of two levels; the second begins at iteration 4."""
     options, _ = prepare.resolve(
-        DenoisingOptions(model_type="PG_DIP", dim=[4], growing=True, num_scales=2)
+        DenoisingOptions(model_type="PG_DIP", dim=[4], growing=True, num_scales=2, **more)
     )
     y = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    from dip_recon.problem import Problem
-    from dip_recon.tasks import Job
+    job = Job("p", Problem.denoising(y.clone()), y[0].numpy(), "")
+    state = prepare.prepare(job, options, torch.device("cpu"), "fp32")
+    plan = phases(len(state.network.levels), [4, 6], [4, 30])
+    state.schedule, state.guard = Growing(plan), guard
+    return state
 
+
+@pytest.mark.parametrize("rule", ["fixed", "ES-WMV", "ES-EMV", "SMNS"])
+def test_a_growing_network_is_put_back_into_its_phase(rule):
     def make():
-        job = Job("p", Problem.denoising(y.clone()), y[0].numpy(), "")
-        state = prepare.prepare(job, options, torch.device("cpu"), "fp32")
-        plan = phases(len(state.network.levels), [4, 6], [4, 30])
-        state.schedule, state.guard = Growing(plan), Guard(every=3, patience=100)
-        return state
+        return growing(Guard(every=3, patience=100), stopping=rule, window=5, sigma=50.0)
 
     at = make().schedule.plan[1].start  # at a level that is gone on to in the middle
     state, other = make(), make()
@@ -235,6 +240,16 @@ def test_a_growing_network_is_put_back_into_its_phase():
     fit(other, back)
     other.lr /= 4
     assert torch.equal(fit(other, at + 20).out, state.out)
+    lost, unbroken = (s.stopping.state_dict() for s in (state, other))
+    for name, value in unbroken.items():
+        assert torch.equal(torch.as_tensor(lost[name]), torch.as_tensor(value)), name
+
+
+def test_errors_of_a_smaller_picture_are_no_measure():
+    """Of noise little is left in it."""
+    state = growing(Guard(every=6, patience=1))
+    fit(state, 14)
+    assert not state.guard.troubles
 
 
 # ---------------------------------------------------------------- as the user sees it
@@ -274,6 +289,18 @@ def test_the_log_and_result_json_tell(folder, tmp_path, poisoned, capsys):
     log = (run.folder.parent / "log.txt").read_text()
     assert "no finite number" in log and "back to iteration 10, with learning rate 0.0025" in log
     assert [row["iteration"] for row in run.history()] == [0, 5, 10, 15, 20, 25, 29]
+
+
+def test_tensorboard_has_no_more_than_the_history(folder, tmp_path, poisoned):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    poisoned(once=False)
+    words = ["--folder_path", str(folder / "grey.png"), "--save_folder", str(tmp_path / "runs")]
+    assert main(DenoisingOptions, [*words, *SMALL, "--tensorboard"]) == 1
+    run = Run(tmp_path / "runs/denoising/DIP_2_scaled/grey")
+    events = accumulator.EventAccumulator(str(run.folder / "tensorboard"))
+    events.Reload()
+    kept = [int(row["iteration"]) for row in run.history() if row["iteration"] % 5 == 0]
+    assert [event.step for event in events.Scalars("loss")] == kept
 
 
 def test_a_run_given_up_leaves_a_picture_and_status_1(folder, tmp_path, poisoned, capsys):

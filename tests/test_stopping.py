@@ -241,6 +241,24 @@ def test_unknown_pixels_are_no_method_noise():
     assert not stopping.make("SMNS", problem=masked, mns_hold=1).update(0, None, candidate)
 
 
+@pytest.mark.parametrize("times, below", [(0.9, True), (1.5, False)])
+def test_unmeasured_frequencies_are_no_method_noise(times, below):
+    mask = (torch.rand(64, 64, generator=torch.Generator().manual_seed(0)) < 0.3).float()
+    A, x = FourierSampling(mask), noisy(25).y
+    problem = Problem(A(x) + mask * times * 25 / 255, A, (64, 64), sigma=25)
+    assert stopping.make("SMNS", problem=problem, mns_hold=1).update(0, None, x) == below
+    assert problem.psnr_measured(x) == pytest.approx(-20 * math.log10(times * 25 / 255), abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["ES-WMV", "ES-EMV"])
+def test_a_rule_that_is_told_late_counts_from_there(name):
+    rule = stopping.make(name, start=20, window=2, patience=1000)
+    for iteration in range(400, 430):  # it varies least in the middle
+        out = torch.tensor([0.0, 1.0]) * (iteration % 2) * (0.1 + abs(iteration - 415))
+        rule.update(iteration, out, out)
+    assert rule.iteration >= 420 and rule.minimum < math.inf
+
+
 # ---------------------------------------------------------------- held out
 
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -495,6 +496,21 @@ def test_a_cluster_outlives_a_worker(sweep_file, tmp_path):
         for p in processes:
             p.kill()
             p.wait()
+
+
+def test_a_worker_looks_for_data_where_who_sent_the_work_does(monkeypatch, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    status = SimpleNamespace(name="running")
+    worker = SimpleNamespace(
+        get_current_task=lambda: "key", state=SimpleNamespace(tasks={}), status=status
+    )
+    monkeypatch.setattr(distributed, "get_worker", lambda: worker)
+    monkeypatch.delenv("DIP_RECON_DATA", raising=False)
+    place = lambda *_: (Path.cwd(), os.environ.get("DIP_RECON_DATA"))  # noqa: E731
+    before = place()
+    assert cluster._on_worker(place, None, None, (str(tmp_path), "/a")) == (tmp_path, "/a")
+    assert cluster._on_worker(place, None, None, (str(tmp_path), None)) == (tmp_path, None)
+    assert place() == before
 
 
 def test_a_scheduler_without_workers_is_told_of(monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from dip_recon import images
+from dip_recon import images, verify
 from dip_recon.cli import main as command
 from dip_recon.experiment import main
 from dip_recon.fit import fit
@@ -58,6 +58,16 @@ def test_a_run_comes_out_again(stored, cls, more, capsys):
     assert command(["verify", str(run.folder), "--iterations", "6"]) == 0
     assert "rows of the first 6 iterations" in capsys.readouterr().out
     assert contents(run.folder) == before, "it only reads"
+
+
+def test_a_trouble_after_what_is_stored_is_gone_through_again(stored, monkeypatch):
+    """It was gone back from, to before the trouble in which the run was given up."""
+    run, steps = stored(), []
+    told = {"noticed": 50, "back_to": 5, "what": "", "lr": 0.1, "precision": "fp32"}
+    run.write_result({**run.result(), "troubles": [told], "gave_up": True})
+    again = verify.fit
+    monkeypatch.setattr(verify, "fit", lambda s, n, c: steps.append(n) or again(s, n, c))
+    assert command(["verify", str(run.folder)]) == 0 and steps == [51]
 
 
 def test_the_first_row_that_differs_is_named(stored, capsys):

@@ -152,11 +152,20 @@ class TensorBoard:
     """
 
     def __init__(self, run: Run, evaluation: Evaluation, snapshots: list[int], state: State):
+        self.folder = run.folder / "tensorboard"
+        self.evaluation, self.snapshots = evaluation, set(snapshots)
+        self.writer = self._opened(state)
+
+    def _opened(self, state: State):
+        """A writer; what was written after this iteration, before a kill or the guard, goes."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self.evaluation, self.snapshots = evaluation, set(snapshots)
-        # a resumed run writes over what it had written after its last checkpoint
-        self.writer = SummaryWriter(run.folder / "tensorboard", purge_step=state.iteration)
+        return SummaryWriter(self.folder, purge_step=state.iteration)
+
+    def gone_back(self, state: State) -> None:
+        """Forget what came after."""
+        self.writer.close()
+        self.writer = self._opened(state)
 
     @staticmethod
     def check() -> None:

@@ -236,14 +236,21 @@ def _on_worker(function: Callable, task, threads: int | None, place: tuple[str, 
     with _ONE_AT_A_TIME:
         if threads:
             torch.set_num_threads(threads)
-        before = Path.cwd()
+        before, data = Path.cwd(), os.environ.get("DIP_RECON_DATA")
         with suppress(OSError):  # tiles do without
             os.chdir(place[0])
-        if place[1]:
-            os.environ["DIP_RECON_DATA"] = place[1]
+        _set_data(place[1] or data)
         try:
             return function(task, cancelled)
         except KeyboardInterrupt as interrupt:
             raise Reschedule from interrupt
         finally:
             os.chdir(before)
+            _set_data(data)
+
+
+def _set_data(place: str | None) -> None:
+    if place is None:
+        os.environ.pop("DIP_RECON_DATA", None)
+    else:
+        os.environ["DIP_RECON_DATA"] = place

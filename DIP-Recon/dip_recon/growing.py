@@ -80,6 +80,7 @@ class Growing:
         self.plan = plan
         self.phase: Phase | None = None
         self.full: dict = {}
+        self.fresh: dict = {}  # the stopping rule's state, before it was told of anything
         self.target = self.before = torch.empty(0)
 
     @classmethod
@@ -124,11 +125,14 @@ class Growing:
             self.before = F.interpolate(small, size=size, mode="bilinear", align_corners=True)
         state.jitter = self.full["jitter"] * 10.0**-below
         state.ema = 0.0 if below else self.full["ema"]
+        if below:  # what a guard comes back from may have told the rule something
+            self.full["stopping"].load_state_dict(self.fresh)
         state.stopping = Fixed() if below else self.full["stopping"]
 
     def _remember(self, state: State) -> None:
         kept = ("problem", "z", "jitter", "ema", "stopping")
         self.full = {name: getattr(state, name) for name in kept}
+        self.fresh = state.stopping.state_dict()
         state.whole = state.problem
 
     @staticmethod

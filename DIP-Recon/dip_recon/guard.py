@@ -64,7 +64,7 @@ class Guard:
         """
         if state.iteration == 1:
             check_finite(state)
-            self._first = _error(state)
+            self._first, self._size = _error(state), list(state.problem.y.shape)
         if state.iteration % self.every:
             return
         self._check(state)

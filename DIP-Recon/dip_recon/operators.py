@@ -81,7 +81,7 @@ class Kept(nn.Module):
     def __init__(self, A, mask: Tensor):
         super().__init__()
         self.A = A
-        if isinstance(A, Mask):
+        if isinstance(A, Mask | FourierSampling):
             mask = mask * A.mask
         self.register_buffer("mask", mask, persistent=False)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .operators import Identity, Kept, Mask
+from .operators import FourierSampling, Identity, Kept, Mask
 
 
 @dataclass
@@ -54,9 +54,10 @@ class Problem:
     def psnr_measured(self, x: Tensor) -> float:
         """PSNR in dB of A(x) against y (data range 1), over the values that were measured.
 
-        With a mask only the known pixels count, so that it means the same for every task.
+        With a mask only the known pixels or frequencies count, so that it means the same for every
+        task.
         """
         error = (self.A(x.clamp(0, 1)) - self.y).square()
-        masked = isinstance(self.A, Mask | Kept)
+        masked = isinstance(self.A, Mask | FourierSampling | Kept)
         known = self.A.mask.expand_as(self.y).sum() if masked else error.numel()
         return float(-10 * torch.log10(error.sum() / known + 1e-20))

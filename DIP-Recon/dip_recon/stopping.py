@@ -54,10 +54,11 @@ class Fixed:
 class _VarianceMinimum(Fixed, ABC):
     """Stop when ``patience`` iterations have brought no new strict minimum of a variance.
 
-    The recorded picture is a copy made at the minimum, not whatever came later. Minima before
-    ``start`` do not count: while the network still leaves its first grey the variance is small
-    too. At most ``samples`` values of the output are looked at, always the same ones, so that
-    memory and time do not grow with the picture.
+    The recorded picture is a copy made at the minimum, not whatever came later. Minima in the first
+    ``start`` iterations that the rule is told of do not count: while the network still leaves its
+    first grey, or a growing one its last level, the variance is small too. At most ``samples``
+    values of the output are looked at, always the same ones, so that memory and time do not grow
+    with the picture.
     """
 
     until = "until it is past where its output varies least"
@@ -68,6 +69,7 @@ class _VarianceMinimum(Fixed, ABC):
             raise UserError(f"--patience {patience}: give a positive number of iterations")
         self.patience, self.start, self.samples = patience, start, samples
         self.minimum = math.inf
+        self.first: int | None = None  # iteration that it was told of
         self.picked: Tensor | None = None
 
     @abstractmethod
@@ -85,7 +87,8 @@ class _VarianceMinimum(Fixed, ABC):
 
     def update(self, iteration: int, out: Tensor, candidate: Tensor) -> bool:
         variance = self._variance(self._sample(out))
-        if variance is None or iteration < self.start:
+        self.first = iteration if self.first is None else self.first
+        if variance is None or iteration - self.first < self.start:
             # nothing recorded yet: a run that ends here ends with its last picture
             self.iteration, self.picture = iteration, candidate
             return False
@@ -95,11 +98,11 @@ class _VarianceMinimum(Fixed, ABC):
         return iteration - self.iteration >= self.patience
 
     def state_dict(self) -> dict:
-        return {**super().state_dict(), "minimum": self.minimum}
+        return {**super().state_dict(), "minimum": self.minimum, "first": self.first}
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
-        self.minimum = state["minimum"]
+        self.minimum, self.first = state["minimum"], state.get("first", 0)
 
 
 class WindowedVariance(_VarianceMinimum):
@@ -227,7 +230,7 @@ class MethodNoise(Fixed):
             raise UserError(f"--stopping {self.name}: there is no noise in {problem.name}")
         self.problem, self.sigma, self.hold = problem, given, mns_hold
         self.where: Tensor | None = None  # what counts, where not all does
-        if isinstance(problem.A, Mask):
+        if isinstance(problem.A, Mask | FourierSampling):
             self.where = problem.A.mask.expand_as(problem.y) > 0
         elif isinstance(problem.A, Identity) and not self.estimated:
             free = hardly_clipped(problem.y[0].cpu().numpy(), self.sigma, self.MARGIN)

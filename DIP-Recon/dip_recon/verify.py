@@ -64,18 +64,20 @@ def verify(folder: Path, iterations: int, say: Callable[[str], None]) -> bool:
     # what was put back shows once the fit has been through the same trouble
     troubles = run.result().get("troubles") or []
     noticed = max((int(one.get("noticed") or 0) for one in troubles), default=0)
+    steps = count
     if count <= noticed:
-        count = min(noticed + 1, int(stored[-1]["iteration"]) + 1)
+        steps = noticed + 1
+        count = min(steps, int(stored[-1]["iteration"]) + 1)
         say(f"note: it was put back at iteration {noticed}: the first {count} are compared")
     exact = {device.type, config.get("device")} == {"cpu"}
     if not exact:
-        count = 1
+        count = steps = 1
         say("note: a GPU adds in no fixed order: only the first iteration is compared")
     models.check_size(o.model_type, **network_settings(job, o))
     needs.check(job, o)
     evaluation = Evaluation(o.eval_every, o.iters_print_acc)
     state = prepare(job, o, device, precision)
-    fit(state, count, [evaluation])
+    fit(state, steps, [evaluation])
     evaluation.measure(state)
     again = {row["iteration"]: row for row in evaluation.rows}
     rows = [row for row in stored if row["iteration"] < count and row["iteration"] in again]
