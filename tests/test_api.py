@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 import dip_recon
-from dip_recon import api, auto, holes, needs, operators, tasks
+from dip_recon import api, auto, holes, needs, operators, own, tasks
 from dip_recon.api import _measurement
 from dip_recon.operators import Blur, gaussian_kernel
 from dip_recon.problem import Problem
@@ -97,6 +98,14 @@ def test_a_draft_is_shown_at_full_size(noisy):
     y, seen = noisy((41, 36, 3)), []
     dip_recon.denoise(y, draft=True, progress=lambda step: seen.append(step.picture), **FEW)
     assert len(seen) == 3 and same_kind(y, seen[-1])
+
+
+@pytest.mark.parametrize("size", [(128, 127), (129, 128)])
+def test_a_draft_lies_where_its_picture_does(size):
+    """Halved and enlarged, a wave is where it was, to the last pixel of an odd side."""
+    wave = sum(np.sin(np.indices(size) / 2)) / 4 + 0.5
+    again = own.doubled(own._halved(wave[None].astype(np.float32)), size)[0]
+    assert np.abs(again - wave)[8:-8, 8:-8].max() < 0.02
 
 
 def test_tiles_are_watched_in_the_whole_picture(noisy):
@@ -213,6 +222,15 @@ def test_every_part_of_a_large_hole_has_enough_around_it(picture, monkeypatch, r
     A = operators.Mask(known)
     job = tasks.Job("a", Problem(A(tasks.tensor(x)), A, (240, 200)), x * known, "")
     assert all(part.job.problem.A.mask.any() for part in holes.parts(job, auto.INPAINTING))
+
+
+def test_a_noise_level_is_stretched_with_its_picture():
+    y = torch.rand(1, 1, 32, 32) * 0.3
+    y[..., 0, 0] = 0.3
+    options = replace(auto.SUPER_RESOLUTION, stopping="SMNS", sigma=5.0)
+    job = tasks.Job("a", Problem.denoising(y), y[0].numpy(), "")
+    job, options, _ = own.stretched(job, options)
+    assert job.problem.y.max() == pytest.approx(1) and options.sigma == pytest.approx(5 / 0.3)
 
 
 def test_inpaint_and_enlarge_keep_whole_numbers(noisy):

@@ -264,14 +264,19 @@ def test_an_overwrite_that_was_interrupted_is_gone_on_with(tmp_path, picture, ca
     assert run(*words, "--overwrite") == 130
     stop_at = None
     assert run(*words, "--overwrite", "--sigma", 25) == 0 and done == [*"aabc"], "another wish"
+    done, stop_at = [], "b"
+    assert run(*words, "--overwrite") == 130
+    (tmp_path / "in").rename(tmp_path / "other")
+    words[1], stop_at = tmp_path / "other", None
+    assert run(*words, "--overwrite") == 0 and done == [*"aabc"], "other pictures"
 
 
 def test_so_is_that_of_a_picture_of_which_runs_are_kept(tmp_path, picture):
     images.save_png(tmp_path / "a.png", picture(1))
 
-    def interrupted(overwrite):
+    def interrupted(overwrite, draft=False):
         """What was there of it before."""
-        wishes = batch.Wishes({}, overwrite=overwrite)
+        wishes = batch.Wishes({}, draft, overwrite=overwrite)
         with pytest.raises(Kept), batch._kept(tmp_path / "a.png", tmp_path / "o.png", wishes) as w:
             there = (w.keep / "run1").exists()
             (w.keep / "run1").mkdir(exist_ok=True)
@@ -280,6 +285,7 @@ def test_so_is_that_of_a_picture_of_which_runs_are_kept(tmp_path, picture):
 
     found = [interrupted(overwrite) for overwrite in (False, False, True, True, False, True)]
     assert found == [False, True, False, True, True, False]
+    assert [interrupted(True, draft) for draft in (True, True, False)] == [False, True, False]
 
 
 def test_a_draft_is_no_part_of_a_full_run(tmp_path, picture):

@@ -136,22 +136,22 @@ def inpaint(
     A = operators.Mask(known)
     job = tasks.Job("picture", Problem(A(tasks.tensor(data)), A, data.shape[1:]), data, "")
     choice = auto.filling(job.problem, auto.INPAINTING, _options(options, auto.INPAINTING))
-    job, unstretched = own.stretched(job)
-    parts = holes.parts(job, choice.options)
+    job, settings, unstretched = own.stretched(job, choice.options)
+    parts = holes.parts(job, settings)
     shown, done = job.problem.y[0].numpy(), []
 
     def filled(x: np.ndarray) -> np.ndarray:
         return np.where(kept, picture, back(unstretched(x)))
 
     for part in parts:
-        own.check(part.job, choice.options)
+        own.check(part.job, settings)
     for number, part in enumerate(parts, 1):
 
         def now(x: np.ndarray, part: holes.Part = part, shown: np.ndarray = shown) -> np.ndarray:
             return filled(part.paste(shown, x))
 
         fit_one = _fitter(progress, now, part.job.problem.size)
-        done.append(fit_one(part.job, choice.options, place=(number, len(parts))))
+        done.append(fit_one(part.job, settings, place=(number, len(parts))))
         shown = part.paste(shown, done[-1])
     return filled(holes.joined(job, parts, done))
 
@@ -170,12 +170,12 @@ def enlarge(
     size = tuple(factor * n for n in data.shape[1:])
     job = tasks.Job("picture", Problem(tasks.tensor(data), A, size), data, "")
     choice = auto.filling(job.problem, auto.SUPER_RESOLUTION, given)
-    job, unstretched = own.stretched(job)
+    job, settings, unstretched = own.stretched(job, choice.options)
 
     def enlarged(x: np.ndarray) -> np.ndarray:
         return back(unstretched(x))
 
-    return enlarged(_fitter(progress, enlarged, size)(job, choice.options))
+    return enlarged(_fitter(progress, enlarged, size)(job, settings))
 
 
 def restore(
@@ -353,7 +353,8 @@ def _paste(shown: np.ndarray, tile: Tile, restored: np.ndarray) -> None:
 
 
 def _at(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return picture if picture.shape[1:] == tuple(size) else tasks.enlarge(picture, size)
+    """A draft's picture has half the size."""
+    return picture if picture.shape[1:] == tuple(size) else own.doubled(picture, size)
 
 
 def _check_shape(picture: np.ndarray) -> None:

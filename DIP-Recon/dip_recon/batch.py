@@ -135,7 +135,7 @@ def denoise(words: list[str], output: Path | None, wishes: Wishes, say: Callable
             raise cannot_write(places[0].parent, error) from error
     clean(places[0].parent)
     again = into_folder and wishes.overwrite
-    since = _overwriting_since(places[0].parent, wishes) if again else -math.inf
+    since = _overwriting_since(places[0].parent, pictures, wishes) if again else -math.inf
     tasks = []
     for picture, place in zip(pictures, places, strict=True):
         if into_folder and place.exists() and place.stat().st_mtime_ns > since:
@@ -168,11 +168,11 @@ def denoise(words: list[str], output: Path | None, wishes: Wishes, say: Callable
     return int(bool(wishes.given_up))
 
 
-def _overwriting_since(folder: Path, wishes: Wishes) -> int:
+def _overwriting_since(folder: Path, pictures: list[Path], wishes: Wishes) -> int:
     """When this ``--overwrite`` began, by the disk's clock: now, or before one like it was cut off,
     which the same command goes on with."""
     marker = folder / OVERWRITING
-    told = repr(replace(wishes, cluster=None))
+    told = repr((replace(wishes, cluster=None), [identity(picture) for picture in pictures]))
     with suppress(OSError):
         if marker.read_text(encoding="utf-8", errors="replace") == told:
             return marker.stat().st_mtime_ns
@@ -255,7 +255,8 @@ def _kept(picture: Path, place: Path, wishes: Wishes) -> Iterator[Wishes]:
         return
     run = Run(_meanwhile(place, "runs"))
     of = run.folder / "of.txt"
-    told = repr((identity(picture), sorted(wishes.given.items()), wishes.runs, wishes.declipping))
+    how = (wishes.draft, wishes.runs, wishes.declipping)
+    told = repr((identity(picture), sorted(wishes.given.items()), *how))
     again = f"{told}\n--overwrite"
     with run.alone():
         if any(path.name != LOCK for path in run.folder.iterdir()):

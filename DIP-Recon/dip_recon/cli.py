@@ -287,7 +287,7 @@ def _restore(args, job, base) -> int:
     choice.tell(job.name, args.explain, say)
     if lost := images.lost(args.output, job.like.kind, job.like.alpha is not None):
         say(lost)
-    options, (job, back) = choice.options, own.stretched(job)
+    job, options, back = own.stretched(job, choice.options)
     if job.keep_known:
         summary, restored = own.fill(job, options, args.keep, say)
     else:

@@ -192,6 +192,13 @@ def _halved(y: np.ndarray) -> np.ndarray:
     return means[0].numpy()
 
 
+def doubled(half: np.ndarray, size: tuple[int, int], clip: bool = True) -> np.ndarray:
+    """What ``_halved`` has made of a picture of ``size``, enlarged to it: of an odd side the last
+    mean was of one pixel, and of the two that it becomes one is cut off."""
+    height, width = size
+    return enlarge(half, tuple(2 * n for n in half.shape[1:]), clip)[:, :height, :width]
+
+
 def _with_detail(half: np.ndarray, y: np.ndarray, level: float) -> np.ndarray:
     """A picture of half the size, enlarged, with the detail of ``y`` that is not noise of ``level``
     (0–255).
@@ -201,7 +208,7 @@ def _with_detail(half: np.ndarray, y: np.ndarray, level: float) -> np.ndarray:
     size = y.shape[-2:]
 
     def band(x: np.ndarray) -> np.ndarray:
-        return x - enlarge(_halved(x), size, clip=False)
+        return x - doubled(_halved(x), size, clip=False)
 
     unit = np.random.RandomState(0).standard_normal((1, *size)).astype(np.float32)
     share = float(np.square(band(unit)).mean())
@@ -209,7 +216,7 @@ def _with_detail(half: np.ndarray, y: np.ndarray, level: float) -> np.ndarray:
     power = float(np.square(detail).mean())
     noise_power = share * (level / 255) ** 2
     weight = max(0.0, 1 - noise_power / power) if power else 0.0
-    return (enlarge(half, size) + np.float32(weight) * detail).clip(0, 1)
+    return (doubled(half, size) + np.float32(weight) * detail).clip(0, 1)
 
 
 def inpainting(path: Path, mask_path: Path | None = None, missing: str | None = None) -> Job:
@@ -258,9 +265,12 @@ def super_resolution(path: Path, factor: int) -> Job:
     return Job(path.stem, problem, bicubic(picture.data, size), digest, _like(picture))
 
 
-def stretched(job: Job) -> tuple[Job, Callable[[np.ndarray], np.ndarray]]:
-    """``job`` divided by its ``span``, and what makes of a picture [C, H, W] restored from that one
-    of the measurement's own kind: of its range, grey where it is, with known pixels as they are."""
+def stretched(
+    job: Job, options: Options
+) -> tuple[Job, Options, Callable[[np.ndarray], np.ndarray]]:
+    """``job`` and the noise level in ``options`` divided by its ``span``, and what makes of a
+    picture [C, H, W] restored from that one of the measurement's own kind: of its range, grey where
+    it is, with known pixels as they are."""
     y = job.problem.y[0].numpy()
     most = np.float32(span(y.max(initial=0)))
     problem = replace(job.problem, y=tensor(y / most))
@@ -272,7 +282,8 @@ def stretched(job: Job) -> tuple[Job, Callable[[np.ndarray], np.ndarray]]:
         known = job.problem.A.mask[0].numpy()
         return known * y + (1 - known) * restored
 
-    return replace(job, problem=problem, seen=job.seen / most), back
+    options = replace(options, sigma=options.sigma and options.sigma / float(most))
+    return replace(job, problem=problem, seen=job.seen / most), options, back
 
 
 def check(job: Job, options: Options, keep: Path | None = None) -> None:
