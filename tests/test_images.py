@@ -405,15 +405,18 @@ def test_a_note_that_cannot_be_written_again_does_not_spoil_the_picture(tmp_path
     assert found.size == RGB8.shape[1::-1]
 
 
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("samples", [RGB8, GREY16, RGBA8])
-def test_pictures_are_turned_as_pillow_does(tmp_path, orientation, samples):
+@pytest.mark.parametrize("samples", [GREY8, RGB8, GREY16, RGBA8])
+def test_pictures_are_turned_as_pillow_does(tmp_path, orientation, samples, suffix):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    pil(tmp_path / "a.png", samples, exif=exif)
-    with Image.open(tmp_path / "a.png") as image:
+    pil(tmp_path / "e.png", samples, exif=exif)
+    with Image.open(tmp_path / "e.png") as image:
         upright = np.atleast_3d(np.asarray(ImageOps.exif_transpose(image)))
-    found = images.read(tmp_path / "a.png")
+    path = tmp_path / f"a{suffix}"
+    pil(path, samples, **({"exif": exif} if suffix == ".png" else {"tiffinfo": {274: orientation}}))
+    found = images.read(path)
     top = 65535 if samples is GREY16 else 255
     stored = np.moveaxis(found.data, 0, -1) * top
     np.testing.assert_allclose(stored, upright[..., : stored.shape[-1]], atol=0.01)

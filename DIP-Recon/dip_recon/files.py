@@ -278,9 +278,11 @@ def content(path: str | Path, most: int) -> bytes:
 def resolved(path: Path) -> Path:
     """``path`` with all links followed; UserError if they lead in a circle."""
     try:
-        return path.resolve()
-    except RuntimeError as error:
-        raise UserError(f"{path}: a link that leads in a circle; remove it") from error
+        os.stat(path)
+    except OSError as error:  # it need not be there
+        if error.errno == errno.ELOOP:
+            raise UserError(f"{path}: a link that leads in a circle; remove it") from error
+    return path.resolve()
 
 
 def check_inside(path: Path, folder: Path) -> Path:

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import tifffile
@@ -81,13 +81,8 @@ def decode(path: Path, place: Place | None = None) -> Decoded:
         page = _decode_tiff(path, place)
         if not isinstance(page, int):
             return page
-    try:
-        image = Image.open(path, formats=_FORMATS)
-    except Image.UnidentifiedImageError:
-        raise UserError(
-            f"{path}: is not a picture that can be read; give one of {', '.join(_FORMATS)}"
-        ) from None
-    with image:
+    # not by its name: then Pillow maps some TIFFs, wrongly where they lie on their side
+    with path.open("rb") as file, _opened(path, file) as image:
         if page is not None:
             image.seek(page)
         check_size(path, image.width, image.height, len(image.getbands()))
@@ -108,6 +103,15 @@ def decode(path: Path, place: Place | None = None) -> Decoded:
             if depth == 16 and colour_type != 0:
                 return _decode_png16(path, image)
         return _decode_pillow(image)
+
+
+def _opened(path: Path, file: BinaryIO) -> Image.Image:
+    try:
+        return Image.open(file, formats=_FORMATS)
+    except Image.UnidentifiedImageError:
+        raise UserError(
+            f"{path}: is not a picture that can be read; give one of {', '.join(_FORMATS)}"
+        ) from None
 
 
 def _decode_pillow(image: Image.Image) -> Decoded:

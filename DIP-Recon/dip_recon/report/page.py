@@ -18,6 +18,7 @@ from .pictures import NAME, Pictures
 
 HERE = Path(__file__).parent
 MARKER = '<meta name="generator" content="dip-recon report">'  # by it a page of ours is known
+DROPPINGS = {".DS_Store", "Thumbs.db", "desktop.ini"}  # file managers', which nobody misses
 OURS = {"index.html", "data.js", "assets", "pictures", ".nojekyll"}
 
 
@@ -133,11 +134,12 @@ def _unfinished(folders: Iterable[Path]) -> list[Path]:
 def _strangers(page: Path) -> list[str]:
     """What lies in the folders of a page and was not put there with it, by its name in the page."""
     own = {path.name for path in (HERE / "assets").iterdir()} | {"page.css", "page.js"}
-    found = [path for path in sorted((page / "assets").glob("*")) if path.name not in own]
-    found += [
-        path for path in sorted((page / "pictures").glob("*")) if not NAME.fullmatch(path.name)
+    there = [*sorted((page / "assets").glob("*")), *sorted((page / "pictures").glob("*"))]
+    return [
+        str(path.relative_to(page))
+        for path in there
+        if path.name not in own | DROPPINGS and not NAME.fullmatch(path.name)
     ]
-    return [str(path.relative_to(page)) for path in found]
 
 
 def _check_output(output: Path) -> None:
