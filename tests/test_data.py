@@ -163,6 +163,9 @@ def test_the_real_sets_resolve(monkeypatch):
     assert {i.label for i in data.resolve("texture-dip")} == {32, 64, 128}
     items = data.resolve("texture-dip-repeat")
     assert len({i.name for i in items}) == len(items) == 110
+    assert len(data.resolve("texture-dip-repeat/*/*")) == 110
+    eight = [i for i in items if i.label == 32 and i.path.stem.startswith("0")]
+    assert data.resolve("texture-dip-repeat/32/0*") == eight and len(eight) > 1
     assert {i.name for i in data.resolve("dip-demos") if i.mask} >= {"vase", "library"}
     folder = data.resolve(SHARED / "Texture-DIP-dataset" / "Texture_Datasets_NoRepeat")
     assert len(folder) == 86 and all(item.label for item in folder)

@@ -108,6 +108,8 @@ def test_a_flag_that_changes_nothing_is_said_to():
         "--decay 1e-8 0",
         "--input_image_name x.png",
         "--exp_start 9 --exp_weight 0",
+        "--model_type PG_DIP --growing True --decay_lr True",
+        "--model_type PG_DIP --growing True --decay_lr True --gamma 0.5",
     ):
         assert "has no effect without" in read(DenoisingOptions, idle)[2][0]
 
@@ -122,6 +124,8 @@ def test_how_a_mask_or_noise_is_drawn_is_idle_where_none_is():
     idle = [f"--{name} has no effect without --task denoising" for name in flags.NOISE]
     assert read(DenoisingOptions, f"--task real_denoising {added}")[2] == idle
     assert read(DenoisingOptions, added)[2] == []
+    onto_input = f"--task real_denoising --noise_method noisy_image --input_image_name x {added}"
+    assert read(DenoisingOptions, onto_input)[2] == []
     real = "--task real_denoising --noise_sigma 50"
     assert len(read(DenoisingOptions, real)[2]) == 1
     options, _, notes = read(TiledOptions, real)
@@ -313,8 +317,11 @@ def test_mistakes_name_the_flag_and_the_mend(flags, message):
         ("lr: null", "--lr None: give a number"),
         ("special: [a]", "--special ['a']: give a word"),
         ("num_iters: true", "--num_iters True: give a whole number"),
+        ("backtracking: true", "--backtracking True: give a number"),
+        ("exp_weight: no", "--exp_weight False: give a number"),
         ("prune_type: [1]", "--prune_type [1]: not supported"),
         ("num_iters: 0", "--num_iters 0: must be at least 1"),
+        ("imsize: []", "give -1, or a height and a width"),
         ("num_iters: [1, 2]", "--num_iters [1, 2]: give a whole number"),
         ("!!python/object/apply:os.getcwd []", "not a YAML file"),
     ],

@@ -206,6 +206,14 @@ def test_a_picture_is_tiled_when_it_would_not_fit(tmp_path, folder, monkeypatch)
     assert main(DenoisingOptions, [*text.split(), "--save_folder", str(tmp_path), "--resume"]) == 0
 
 
+def test_a_run_of_tiles_is_not_gone_on_with_as_a_whole(tmp_path, folder, capsys):
+    text = f"--dim 4 --num_iters 5 --folder_path {folder / 'grey.png'} --device cpu --overlap 2"
+    text += f" --save_folder {tmp_path}"
+    assert main(DenoisingOptions, [*text.split(), "--tile", "24"]) == 0
+    assert main(DenoisingOptions, [*text.split(), "--resume"]) == 2
+    assert "holds a run with tile 24, not 0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "text, words",
     [

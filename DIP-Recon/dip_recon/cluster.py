@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -72,24 +72,35 @@ class Cluster:
         """``function(task, cancelled)`` once, where the work will be done; raises what it raises.
 
         For processes of this machine that is here, with as many threads as they will have. A
-        scheduler is given ``FIRST`` seconds to have a worker; UserError if it has none then.
+        scheduler is given ``FIRST`` seconds to have a worker that has the resources; UserError if
+        it has none then.
         """
         if not self.scheduler:
             if self.threads_each:
                 torch.set_num_threads(self.threads_each)
             return function(task, None)
         with self.client() as client:
-            try:
-                client.wait_for_workers(1, timeout=FIRST)
-            except asyncio.TimeoutError as error:  # before Python 3.11 not the built-in one
-                raise UserError(
-                    f"--scheduler {self.scheduler}: no worker came to it in {FIRST} s; start one: "
-                    f"dask worker {self.scheduler} --nthreads 1"
-                ) from error
+            self._await_worker(client)
         [(_, answer)] = self.each(function, [task])
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    def _await_worker(self, client) -> None:
+        def suits(worker: dict) -> bool:
+            has = worker.get("resources") or {}
+            return all(has.get(name, 0) >= count for name, count in self.resources.items())
+
+        until = time.monotonic() + FIRST
+        while not any(map(suits, client.scheduler_info(n_workers=-1)["workers"].values())):
+            if time.monotonic() > until:
+                wanted = " ".join(f"{name}={n:g}" for name, n in self.resources.items())
+                wanted = f" --resources '{wanted}'" if wanted else ""
+                raise UserError(
+                    f"--scheduler {self.scheduler}: no worker came to it in {FIRST} s; start one: "
+                    f"dask worker {self.scheduler} --nthreads 1{wanted}"
+                )
+            time.sleep(0.1)
 
     def choose(self, device: str, precision: str) -> tuple[str, str]:
         """Device and precision, as the machine chooses them that does the work."""

@@ -329,11 +329,12 @@ def _where(o: Options, switches: Switches) -> tuple[str, str]:
 
 
 def _tiled(job: Job, o: Options, run: Run, switches: Switches) -> Options:
-    """The options with ``tile`` set where the picture would not fit; as before, if resumed."""
+    """The options with ``tile`` set where the picture would not fit; if resumed, where it would not
+    before."""
     if getattr(o, "tile", None) != 0:
         return o
     if run.begun and not switches.overwrite:
-        return replace(o, tile=run.config().get("tile") or 0)
+        return replace(o, tile=TILE) if run.config().get("tile") == TILE else o
     large = max(job.problem.size) > TILE and too_large(job, o)
     return replace(o, tile=TILE) if large else o
 

@@ -55,9 +55,14 @@ def _number(text) -> float:
     return float(Fraction(text)) if isinstance(text, str) and "/" in text else float(text)
 
 
-def _integer(text) -> int:
+def _float(text) -> float:
     if isinstance(text, bool):
         raise ValueError("a truth value is no number")
+    return _number(text)
+
+
+def _integer(text) -> int:
+    _float(text)
     if float(text) != int(float(text)):
         raise ValueError("give a whole number")
     return int(float(text))
@@ -69,7 +74,7 @@ def _text(text) -> str:
     return str(text)
 
 
-READERS = {bool: _boolean, float: _number, int: _integer, str: _text}
+READERS = {bool: _boolean, float: _float, int: _integer, str: _text}
 
 
 def convert(f: dataclasses.Field, value):
@@ -208,6 +213,8 @@ def _idle(o: Options, given: dict) -> list[str]:
     """A note for each option that was given but has no effect beside the others."""
     noise_input = o.noise_method == "noise"
     picture_input = o.noise_method in ("image", "noisy_image")
+    ungrown = "--growing False"  # which has rates of its own
+    decaying = ungrown if o.growing else "--decay_lr True"
     tiled, usual = getattr(o, "tile", 0) > 0, type(o)()
     needs = {
         **{name: _of_rules(name, o) for name in ("patience", "sigma", "mns_hold", "window")},
@@ -220,8 +227,8 @@ def _idle(o: Options, given: dict) -> list[str]:
             o.exp_weight > 0 and not o.average_last,
             "--exp_weight above 0, and has none with --average_last",
         ),
-        "gamma": (o.decay_lr, "--decay_lr True"),
-        "step_size": (o.decay_lr, "--decay_lr True"),
+        "decay_lr": (not (o.decay_lr and o.growing), ungrown),
+        **{k: (o.decay_lr and not o.growing, decaying) for k in ("gamma", "step_size")},
         "backtracking_lr": (o.backtracking > 0, "--backtracking"),
         "input_scale": (noise_input, "--noise_method noise"),
         "noise_type": (noise_input, "--noise_method noise"),
@@ -229,10 +236,14 @@ def _idle(o: Options, given: dict) -> list[str]:
         "decay": (o.optimizer == "adamw", "--optimizer adamw"),
         "noise_sigma": (  # which PG-DIP's noise on the input follows too
             (o.task == "denoising" and not getattr(o, "poisson_scale", 0))
-            or isinstance(o, GrowingOptions),
+            or isinstance(o, GrowingOptions)
+            or o.noise_method == "noisy_image",  # to which it is added too
             "--task denoising without --poisson_scale",
         ),
-        **{name: (o.task == "denoising", "--task denoising") for name in NOISE},
+        **{
+            name: (o.task == "denoising" or o.noise_method == "noisy_image", "--task denoising")
+            for name in NOISE
+        },
         **{k: (getattr(o, "mask_type", "") == "bernoulli", BERNOULLI) for k in DRAWN},
     }
     return [

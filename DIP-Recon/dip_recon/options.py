@@ -270,10 +270,10 @@ class Options:
                 raise UserError(f"--{name}: give a path, . for the current folder")
         if self.special is not None and not re.fullmatch(r"[\w.+=,-]+", self.special):
             raise UserError(f"--special {self.special}: letters, digits and . + = , - _ only")
-        if max(self.imsize) > 20_000:
-            raise UserError(f"--imsize {words(self.imsize)}: must be at most 20000")
         if len(self.imsize) not in (1, 2) or (self.imsize != [-1] and min(self.imsize) < 1):
             raise UserError(f"--imsize {words(self.imsize)}: give -1, or a height and a width")
+        if max(self.imsize) > 20_000:
+            raise UserError(f"--imsize {words(self.imsize)}: must be at most 20000")
         if len(self.crop) > 2:
             raise UserError(f"--crop {words(self.crop)}: give a height and a width")
         uses_picture = self.noise_method in ("image", "noisy_image")

@@ -3,6 +3,6 @@
 # on the same noisy picture and their mean.
 # Flags: --quick, --dry-run, --workers N, --seeds 1 2 3, and any of denoising.py's; run it again to
 # go on where it was.
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+here=$(unset CDPATH; cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 exec "${PYTHON:-python}" -m dip_recon sweep "$here/configs/pgdip.yaml" "$@"

@@ -2,6 +2,6 @@
 # Spectra of output against clean picture along the iterations.
 # Flags: --quick, --dry-run, --workers N, --seeds 1 2 3, and any of denoising.py's; run it again to
 # go on where it was.
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+here=$(unset CDPATH; cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 exec "${PYTHON:-python}" -m dip_recon sweep "$here/configs/spectra.yaml" "$@"

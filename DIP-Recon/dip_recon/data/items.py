@@ -82,7 +82,10 @@ def resolve(name_or_folder: str | os.PathLike, root: str | os.PathLike | None = 
 
 def _matches(item: Item, pattern: str) -> bool:
     """Whether a picture's name, or its width and name, match ``pattern`` (*, ? and […])."""
-    return fnmatchcase(item.name, pattern) or fnmatchcase(f"{item.label}/{item.name}", pattern)
+    names = {item.name, f"{item.label}/{item.name}"}
+    if item.label is not None:  # a picture of two widths has the width before its name
+        names |= {item.path.stem, f"{item.label}/{item.path.stem}"}
+    return any(fnmatchcase(name, pattern) for name in names)
 
 
 def _files_of(name: str, root: str | os.PathLike | None) -> list[Path]:
