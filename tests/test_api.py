@@ -231,6 +231,9 @@ def test_a_noise_level_is_stretched_with_its_picture():
     job = tasks.Job("a", Problem.denoising(y), y[0].numpy(), "")
     job, options, _ = own.stretched(job, options)
     assert job.problem.y.max() == pytest.approx(1) and options.sigma == pytest.approx(5 / 0.3)
+    dark = (0.06 * y[0, 0].numpy() / 0.3).astype(np.float32)
+    settings = {**FEW, "stopping": "SMNS", "sigma": 20}
+    refused(lambda: dip_recon.enlarge(dark, 2, **settings), "sigma 20", "only 15.3 of 255")
 
 
 def test_inpaint_and_enlarge_keep_whole_numbers(noisy):

@@ -1,6 +1,7 @@
 """The command: one's own picture in, a restored one out, and the listings."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -252,6 +253,8 @@ def test_an_overwrite_that_was_interrupted_is_gone_on_with(tmp_path, picture, ca
     monkeypatch.setattr(batch, "_one", one)
     words = ["denoise", tmp_path / "in", "-o", tmp_path / "out"]
     assert run(*words) == 0
+    future = time.time() + 3600  # by another machine's clock
+    os.utime(tmp_path / "out" / "a.png", (future, future))
     assert run(*words, "--overwrite") == 0 and done == [*"abcabc"]
     done, stop_at = [], "b"
     assert run(*words, "--overwrite") == 130

@@ -122,6 +122,17 @@ def test_rows_means_and_differences(tmp_path):
     assert list(read[0])[-3:] == ["mean", "pictures", "source"] and "Papyan" in read[0]["source"]
 
 
+def test_means_over_other_pictures_are_said_to_be(tmp_path):
+    for picture, network in (("p", "DD"), ("q", "ConvDecoder")):
+        made(tmp_path, picture, psnr=30.0, model_type=network)
+    [this] = compare(load([tmp_path]))
+    assert any("not all over the same pictures" in note for note in this.notes)
+    exact = made(tmp_path, "r", model_type="DD")  # without a mistake
+    exact.write_result({**exact.result(), "psnr_stopped": None})
+    [this] = compare(load([tmp_path]))
+    assert rows(this)["DD", "measured"].mean == 30.0
+
+
 def test_a_mean_alone_is_compared_over_the_whole_set_only(tmp_path):
     sigma = {"noise_sigma": 50.0}
     names = [name for own, name in DIGESTS if own == "set9"]

@@ -15,7 +15,7 @@ from conftest import refused
 
 from dip_recon import images
 from dip_recon.cli import main
-from dip_recon.figures import FIGURES, draw
+from dip_recon.figures import FIGURES, draw, thesis
 from dip_recon.figures.curves import response, stop_band_gain
 from dip_recon.figures.methods import methods
 from dip_recon.figures.records import fair, group, load, over_seeds
@@ -100,6 +100,23 @@ def one(rows, **wanted):
 
 def numbers(row, *names):
     return [float(row[name]) for name in names]
+
+
+def test_a_mean_picture_is_of_every_noisy_picture_or_none_is_told_of(tmp_path):
+    def add(picture, seed, size=16, **more):
+        run = made(tmp_path, picture, seed, noise_seed=7, **more)
+        level = np.full((1, size, size), 0.5, np.float32)
+        with_pictures(run, level, {})
+        images.save_png(run.folder / "restored.png", level + 0.1 * (-1) ** seed)
+
+    for picture, seed in (("a", 7), ("a", 8), ("b", 7)):
+        add(picture, seed)
+    assert thesis._means(load([tmp_path])) is None
+    add("b", 8)
+    assert thesis._means(load([tmp_path])) > 40
+    for seed in (7, 8):  # another picture, by what is cut out of it
+        add("a", seed, 8, crop=[8])
+    assert thesis._means(load([tmp_path])) > 40
 
 
 # ---------------------------------------------------------------- reading

@@ -265,8 +265,9 @@ def test_a_script_runs_from_anywhere_and_takes_any_flag(tmp_path, picture):
     words = ["--quick", "--dry-run", "--folder_path", "own.png", "--crop", "32"]
     words += ["--model_type", "ConvDecoder", "--seeds", "3"]
     done = subprocess.run(
-        [HERE / "scripts" / "fig3.sh", *words],
-        cwd=tmp_path, env={**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"},
+        [os.path.relpath(HERE / "scripts" / "fig3.sh", tmp_path), *words],
+        cwd=tmp_path, env={**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1",
+                           "CDPATH": "."},
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -436,7 +437,7 @@ def test_pictures_without_a_mistake(sweep_file, tmp_path):
     """Tiles of one colour are given back as they are: their PSNR is no number."""
     images.save_png(tmp_path / "black.png", np.zeros((1, 40, 40), np.float32))
     options = {"folder_path": str(tmp_path / "black.png"), "tile": 32, "overlap": 4}
-    path = sweep_file(options=options, grid={"seed": [7, 8]})
+    path = sweep_file(options=options, grid={"seed": [7, 8]}, figures=["time", "width"])
     assert call(path, tmp_path, "--noise_sigma 0 --stopping fixed") == 0
     assert len(find(tmp_path / "out")) == 2 and (tmp_path / "out" / "table.md").is_file()
 
@@ -523,6 +524,10 @@ def test_a_scheduler_without_workers_is_told_of(monkeypatch):
             lambda: cluster.Cluster(scheduler=empty.scheduler_address).ask(len, []),
             empty.scheduler_address, "no worker came", "dask worker",
         )  # fmt: skip
+        empty.scale(1)
+        empty.wait_for_workers(1)
+        wanted = cluster.Cluster(scheduler=empty.scheduler_address, resources={"GPU": 1})
+        refused(lambda: wanted.ask(len, []), "--resources 'GPU=1'")
 
 
 # ---------------------------------------------------------------- estimating

@@ -50,13 +50,18 @@ INPAINTING = InpaintingOptions(**_HOURGLASS, mask_type="file")
 SUPER_RESOLUTION = SuperResolutionOptions(**_HOURGLASS)
 
 
+def check_level(sigma: float | None, most: float, used: float) -> None:
+    """Raise UserError for a noise level of more than ``most``, of 255, in a picture that uses
+    ``used`` of its range."""
+    if sigma and sigma > 255 * most:
+        uses = f"the picture uses only {255 * used:.3g} of 255"
+        raise UserError(f"--sigma {sigma:g}: {uses}; give less")
+
+
 def check(size: tuple[int, int], given: dict, used: float = 1.0, halved: bool = False) -> None:
     """Raise UserError for a picture of ``size`` (H, W) that is too small to be denoised, and for a
     noise level ``given`` that it cannot have. used, halved: as for ``denoising``."""
-    sigma = given.get("sigma")
-    if sigma and sigma > 255 * used * (2 if halved else 1):
-        uses = f"the picture uses only {255 * used:.3g} of 255"
-        raise UserError(f"--sigma {sigma:g}: {uses}; give less")
+    check_level(given.get("sigma"), used * (2 if halved else 1), used)
     if min(size) < SMALLEST:
         pixels = "×".join(map(str, size))
         raise UserError(f"{pixels} pixels: a picture wants at least {SMALLEST}×{SMALLEST}")

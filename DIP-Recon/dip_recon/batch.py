@@ -135,7 +135,8 @@ def denoise(words: list[str], output: Path | None, wishes: Wishes, say: Callable
             raise cannot_write(places[0].parent, error) from error
     clean(places[0].parent)
     again = into_folder and wishes.overwrite
-    since = _overwriting_since(places[0].parent, pictures, wishes) if again else -math.inf
+    marker = places[0].parent / OVERWRITING
+    since = _overwriting_since(marker, pictures, wishes) if again else -math.inf
     tasks = []
     for picture, place in zip(pictures, places, strict=True):
         if into_folder and place.exists() and place.stat().st_mtime_ns > since:
@@ -153,6 +154,8 @@ def denoise(words: list[str], output: Path | None, wishes: Wishes, say: Callable
                 continue
             ours = isinstance(error, RuntimeError) and not out_of_memory(error)
             if ours or len(pictures) == 1:
+                if again:
+                    marker.unlink(missing_ok=True)
                 raise error
             failed += 1
             named = "" if isinstance(error, UserError) else f"{task.picture}: "
@@ -162,23 +165,22 @@ def denoise(words: list[str], output: Path | None, wishes: Wishes, say: Callable
             raise Kept from interrupt
         raise
     if again:
-        (places[0].parent / OVERWRITING).unlink(missing_ok=True)
+        marker.unlink(missing_ok=True)
     if failed:
         raise UserError(f"{failed} of {len(pictures)} pictures were left out, as said above")
     return int(bool(wishes.given_up))
 
 
-def _overwriting_since(folder: Path, pictures: list[Path], wishes: Wishes) -> int:
-    """When this ``--overwrite`` began, by the disk's clock: now, or before one like it was cut off,
-    which the same command goes on with."""
-    marker = folder / OVERWRITING
+def _overwriting_since(marker: Path, pictures: list[Path], wishes: Wishes) -> float:
+    """When this ``--overwrite`` began, in ns by the disk's clock, if one like it was cut off, which
+    the same command goes on with; else inf, as it has done nothing yet."""
     told = repr((replace(wishes, cluster=None), [identity(picture) for picture in pictures]))
     with suppress(OSError):
         if marker.read_text(encoding="utf-8", errors="replace") == told:
             return marker.stat().st_mtime_ns
     with atomic(marker) as path:
         path.write_text(told, encoding="utf-8", errors="replace")
-    return marker.stat().st_mtime_ns
+    return math.inf
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ run folders keep. So a picture is known by its content, and only where it is who
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -181,7 +182,8 @@ def _setting(record: Record) -> str:
 
 def _measured(method: str, records: list[Record], value: Callable[[list[Record]], float]) -> Row:
     by_picture = group(records, lambda r: _picture(r)[1])
-    return Row(method, "measured", {name: value(runs) for name, runs in by_picture.items()})
+    figures = {name: value(runs) for name, runs in by_picture.items()}
+    return Row(method, "measured", {k: v for k, v in figures.items() if not math.isnan(v)})
 
 
 def _noise_seed(record: Record) -> int | None:
@@ -258,7 +260,9 @@ def _compare(
         notes.append("pictures of one name stand in one column, as their mean")
     listed = [picture for own, picture in _pictures().values() if own == name]
     pictures = listed or list(dict.fromkeys(picture for row in ours for picture in row.psnr))
-    if len({row.over for row in rows if row.mean is not None}) > 1:
+    told = [set(row.psnr) for row in rows if row.psnr]
+    apart = len(told) > 1 and not set.intersection(*told)
+    if apart or len({row.over for row in rows if row.mean is not None}) > 1:
         notes.append("the means are not all over the same pictures: see the last column")
     seeds = sorted({str(record.seed) for record in records})
     notes.append(f"measured: mean over seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}")

@@ -282,6 +282,7 @@ def stretched(
         known = job.problem.A.mask[0].numpy()
         return known * y + (1 - known) * restored
 
+    auto.check_level(options.sigma, float(most), float(most))
     options = replace(options, sigma=options.sigma and options.sigma / float(most))
     return replace(job, problem=problem, seen=job.seen / most), options, back
 
@@ -366,8 +367,8 @@ def restore(
                 raise KeyboardInterrupt from interrupt
     run = Run(keep)
     check_alone(keep)
-    found = _kept(job, options, keep, where)
     check_free("--keep", run)
+    found = _kept(job, options, keep, where)
     if run.finished and found is not None:
         finish_off(run, how.get("draw", True))
         return run.result(), found

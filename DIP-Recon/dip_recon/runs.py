@@ -519,6 +519,7 @@ def check_free(flag: str, run: Run) -> None:
     others = run.folder.is_dir() and any(
         not path.name.startswith(mere) for path in run.folder.iterdir()
     )
-    if others and not run.begun:
+    ours = any((run.folder / name).is_file() for name in FILES[1:3])  # result.json is any program's
+    if others and not ours:
         raise UserError(f"{flag} {run.folder}: holds other files; choose a new folder")
     check_writable(run.folder)

@@ -65,11 +65,10 @@ class Record:
         return float(value) if isinstance(value, int | float) else math.nan
 
     def known(self, key: str) -> float:
-        """As ``figure_of``, for what takes ground truth. Raises UserError if it is not there."""
-        value = self.figure_of(key)
-        if math.isnan(value):
+        """As ``figure_of``, for what takes ground truth. Raises UserError if there was none."""
+        if key not in self.result:
             raise self.no_truth()
-        return value
+        return self.figure_of(key)
 
     def no_truth(self) -> UserError:
         return UserError(

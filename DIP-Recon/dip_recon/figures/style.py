@@ -66,6 +66,8 @@ def grid(panels: int) -> tuple[int, int]:
 def put_legend(figure: FigureBase, axes: Axes, title: str | None = None) -> None:
     """One legend above all panels, with the entries of ``axes``; a whole figure grows by it."""
     handles, labels = axes.get_legend_handles_labels()
+    if not labels:
+        return
     each = 0.62 + 0.062 * max(map(len, labels))  # inches that the widest entry takes
     columns = int(np.clip(figure.bbox.width / figure.dpi // each, 1, len(labels)))
     rows = -(-len(labels) // columns)
