@@ -231,6 +231,23 @@ def test_a_run_stopped_over_its_figures_has_its_closing_line(folder, tmp_path, m
     assert (method / "log.txt").read_text().count("--- grey ---") == 1
 
 
+def test_so_has_one_that_is_asked_to_leave_while_its_result_is_written(
+    folder, tmp_path, monkeypatch
+):
+    write = Run.write_result
+
+    def asked(run, *given):
+        os.kill(os.getpid(), signal.SIGTERM)
+        write(run, *given)
+
+    monkeypatch.setattr(Run, "write_result", asked)
+    flags = f"{SMALL} --folder_path {folder / 'grey.png'} --save_folder {tmp_path / 'runs'}"
+    assert call(DenoisingOptions, flags) == 130
+    method = tmp_path / "runs/denoising/DIP_2_scaled"
+    assert (method / "grey/result.json").is_file()
+    assert (method / "log.txt").read_text().count("--- grey ---") == 1
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("stopping", ["fixed", "ES-WMV"])
 def test_killed_three_times_and_resumed_is_identical(folder, tmp_path, stopping):

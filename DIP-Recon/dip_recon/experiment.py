@@ -183,7 +183,6 @@ def run_one(
             _check_same(run, o, config)
         run.begin(config, switches.overwrite)
         summary, restored = work(job, run, o, switches, say, cancelled, bar, exact)
-        say(closing(summary))  # at once: a run that has its result is not come back to
         if draw_run:
             draw_run(run)
     return summary, restored
@@ -236,8 +235,14 @@ def _run_whole(
         images.write(run.folder / "restored.png", restored, like=job.like)
         summary = summarise(job, o, state, result, baseline, evaluation)
         _write_inputs(job, run, again=False)
-        run.write_result(summary, restored if exact else None)
+        _close(run, summary, restored if exact else None, say)
     return summary, restored
+
+
+def _close(run: Run, summary: dict, exact: np.ndarray | None, say: Callable) -> None:
+    """The result, and at once its line: a run that has its result is not come back to."""
+    run.write_result(summary, exact)
+    say(closing(summary))
 
 
 def finish_off(run: Run, draw: bool = True) -> None:
@@ -311,7 +316,7 @@ def _run_tiled(
         summary["ssim_stopped"] = _finite(row["ssim_gt_sm"])
     run.write_history([row])
     _write_inputs(job, run, again=False)
-    run.write_result(summary, restored if exact else None)
+    _close(run, summary, restored if exact else None, say)
     tiles.remove()
     return summary, restored
 
