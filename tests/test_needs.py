@@ -50,7 +50,7 @@ steps(64, o)  # what is made once
 found = []
 for side in sides:
     told, peaks = needs.needed(job(side), o), []
-    for _ in range(7):  # what an allocator keeps, and need not ask for again, varies by a fifth
+    for _ in range(5):  # what an allocator keeps, and need not ask for again, varies by a fifth
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
         with open("/proc/self/clear_refs", "w") as file:

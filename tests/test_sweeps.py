@@ -357,7 +357,7 @@ def test_two_workers_get_the_same_as_one(sweep_file, tmp_path, capsys):
     assert alone == both
 
 
-LONG = SMALL.replace("--num_iters 12", "--num_iters 700") + " --checkpoint_every 50"
+LONG = SMALL.replace("--num_iters 12", "--num_iters 400") + " --checkpoint_every 50"
 
 
 def started(path, tmp_path, *words):
