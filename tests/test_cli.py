@@ -108,6 +108,18 @@ def test_keep_leaves_a_run_folder_and_refuses_another_picture(tmp_path, picture,
     assert "--keep" in capsys.readouterr().err and out.read_bytes() == before
 
 
+@pytest.mark.parametrize("more", [[], ["--tile", "24", "--overlap", "4"], ["sr"]])
+def test_a_folder_with_a_file_of_ones_own_is_not_kept_in(tmp_path, picture, capsys, more):
+    images.save_png(tmp_path / "a.png", picture(1))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "result.json").write_text("{}")
+    command, *more = more if more == ["sr"] else ["denoise", *more]
+    words = [command, tmp_path / "a.png", "-o", tmp_path / "o.png", "--keep", tmp_path / "mine"]
+    assert run(*words, *more) == 2
+    assert "holds other files" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "result.json").read_text() == "{}"
+
+
 @pytest.mark.drawn
 def test_what_is_kept_is_not_done_again(tmp_path, picture, capsys, monkeypatch):
     images.save_png(tmp_path / "a.png", picture(3))

@@ -124,9 +124,10 @@ def test_how_a_mask_or_noise_is_drawn_is_idle_where_none_is():
     idle = [f"--{name} has no effect without --task denoising" for name in flags.NOISE]
     assert read(DenoisingOptions, f"--task real_denoising {added}")[2] == idle
     assert read(DenoisingOptions, added)[2] == []
-    onto_input = f"--task real_denoising --noise_method noisy_image --input_image_name x {added}"
-    assert read(DenoisingOptions, onto_input)[2] == []
     real = "--task real_denoising --noise_sigma 50"
+    onto_input = f"{real} --noise_method noisy_image --input_image_name x"
+    assert read(DenoisingOptions, onto_input)[2] == []
+    assert read(DenoisingOptions, f"{onto_input} {added}")[2] == idle
     assert len(read(DenoisingOptions, real)[2]) == 1
     options, _, notes = read(TiledOptions, real)
     assert notes == [] and options.reg_noise_std == pytest.approx(50 / 1500 + 1 / 60)

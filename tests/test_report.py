@@ -319,7 +319,8 @@ def test_folders_that_will_not_do(tmp_path, monkeypatch, capsys):
         (tmp_path / "empty" / name).write_text("mine")
         refused(lambda: write(tmp_path / "empty"), f"holds {name}")
         (tmp_path / "empty" / name).unlink()
-    (tmp_path / "empty" / "pictures" / ".DS_Store").touch()
+    for place in ("pictures/.DS_Store", ".DS_Store"):
+        (tmp_path / "empty" / place).touch()
     write(tmp_path / "empty")
     (tmp_path / "circle").symlink_to("circle")
     refused(lambda: write(tmp_path / "circle"), "circle")

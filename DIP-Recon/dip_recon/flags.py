@@ -62,7 +62,8 @@ def _float(text) -> float:
 
 
 def _integer(text) -> int:
-    _float(text)
+    if isinstance(text, bool):
+        raise ValueError("a truth value is no number")
     if float(text) != int(float(text)):
         raise ValueError("give a whole number")
     return int(float(text))
@@ -240,10 +241,7 @@ def _idle(o: Options, given: dict) -> list[str]:
             or o.noise_method == "noisy_image",  # to which it is added too
             "--task denoising without --poisson_scale",
         ),
-        **{
-            name: (o.task == "denoising" or o.noise_method == "noisy_image", "--task denoising")
-            for name in NOISE
-        },
+        **{name: (o.task == "denoising", "--task denoising") for name in NOISE},
         **{k: (getattr(o, "mask_type", "") == "bernoulli", BERNOULLI) for k in DRAWN},
     }
     return [

@@ -150,7 +150,7 @@ def architecture(records: list[Record]) -> Drawing:
     for row in rows:
         if row["network"] == ORIGINAL:
             caption += (
-                f" {ORIGINAL}, {row['parameters']:,} parameters: {row['stopped']:.2f} dB, "
+                f" {ORIGINAL}, {row['parameters']:,} parameters: {_level(row['stopped'])} dB, "
                 f"oracle {_level(row['oracle'])} dB."
             )
     return Drawing(figure, rows, caption, notes)
@@ -192,7 +192,7 @@ def _heat_maps(rows: list[dict]) -> Figure:
     size = (max(each * columns + 1.0, 3.0), max((0.31 * len(depths) + 0.5) * lines + 0.3, 1.7))
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
-    values = [row["stopped"] for row in rows]
+    values = [v for row in rows if not math.isnan(v := row["stopped"])] or [0.0]
     middle, half = (max(values) + min(values)) / 2, max((max(values) - min(values)) / 2, 0.05)
     colours, scale = colormaps["cividis"], Normalize(middle - half, middle + half)
     for w, axes in zip(widths, panels.flat, strict=False):
@@ -203,7 +203,7 @@ def _heat_maps(rows: list[dict]) -> Figure:
             red, green, blue, _ = colours(scale(row["stopped"]))
             ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
             place = {"ha": "center", "color": ink}
-            axes.text(at[1], at[0], f"{row['stopped']:.2f}", va="bottom", fontsize=6.3, **place)
+            axes.text(at[1], at[0], _level(row["stopped"]), va="bottom", fontsize=6.3, **place)
             oracle = _level(row["oracle"])
             axes.text(at[1], at[0] + 0.06, oracle, va="top", fontsize=5.2, **place)
         picture = axes.imshow(table, cmap=colours, norm=scale, aspect="auto")

@@ -134,12 +134,11 @@ def _unfinished(folders: Iterable[Path]) -> list[Path]:
 def _strangers(page: Path) -> list[str]:
     """What lies in the folders of a page and was not put there with it, by its name in the page."""
     own = {path.name for path in (HERE / "assets").iterdir()} | {"page.css", "page.js"}
-    there = [*sorted((page / "assets").glob("*")), *sorted((page / "pictures").glob("*"))]
-    return [
-        str(path.relative_to(page))
-        for path in there
-        if path.name not in own | DROPPINGS and not NAME.fullmatch(path.name)
+    found = [path for path in sorted((page / "assets").glob("*")) if path.name not in own]
+    found += [
+        path for path in sorted((page / "pictures").glob("*")) if not NAME.fullmatch(path.name)
     ]
+    return [str(path.relative_to(page)) for path in found if path.name not in DROPPINGS]
 
 
 def _check_output(output: Path) -> None:
@@ -148,7 +147,7 @@ def _check_output(output: Path) -> None:
     if Path.cwd().is_relative_to(target):
         raise UserError(f"--output {output}: is the current folder, or holds it; choose another")
     if target.is_dir():
-        there = sorted(path.name for path in target.iterdir())
+        there = sorted(path.name for path in target.iterdir() if path.name not in DROPPINGS)
         index = target / "index.html"
         ours = index.is_file() and MARKER in index.read_text(encoding="utf-8", errors="replace")
         others = [name for name in there if name not in OURS or not ours] or _strangers(target)
