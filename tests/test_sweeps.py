@@ -527,7 +527,7 @@ def test_a_scheduler_without_workers_is_told_of(monkeypatch):
         empty.scale(1)
         empty.wait_for_workers(1)
         wanted = cluster.Cluster(scheduler=empty.scheduler_address, resources={"GPU": 1})
-        refused(lambda: wanted.ask(len, []), "--resources 'GPU=1'")
+        refused(lambda: wanted.ask(len, []), "no worker with GPU=1", "--resources 'GPU=1'")
 
 
 # ---------------------------------------------------------------- estimating

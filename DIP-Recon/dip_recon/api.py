@@ -353,7 +353,7 @@ def _paste(shown: np.ndarray, tile: Tile, restored: np.ndarray) -> None:
 
 
 def _at(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A draft's picture has half the size."""
+    """``picture`` at ``size``: that of a draft has half of it."""
     return picture if picture.shape[1:] == tuple(size) else own.doubled(picture, size)
 
 

@@ -21,7 +21,7 @@ from .images.frames import FrameWriter, count_frames, read_frame
 from .needs import too_large
 from .options import DenoisingOptions, Options
 from .prepare import resolve
-from .runs import Run, check_free
+from .runs import Run
 from .tasks import Job, brightest, span
 from .tiling.files import denoise_file, identity, is_large
 from .tiling.layout import Layout
@@ -385,8 +385,6 @@ def _within_memory(
     job: Job, o: Options, keep: Path | None, cluster: Cluster, say: Callable, **how
 ) -> tuple[dict, np.ndarray]:
     """``own.restore``; by tiles, ever smaller ones, where memory does not suffice otherwise."""
-    if keep is not None:
-        check_free("--keep", Run(keep))
     begun = keep is not None and Run(keep).begun
     if begun:  # as it was begun, whatever memory there was then
         tile = Run(keep).config().get("tile") or o.tile
@@ -451,7 +449,6 @@ def _by_tiles(picture: Path, place: Path, wishes: Wishes, say: Callable) -> None
     given["overlap"] = 16 if wishes.overlap is None else wishes.overlap
     keep = wishes.keep or _meanwhile(place, "tiles")
     kept = wishes.keep is not None
-    check_free("--keep", Run(keep))
 
     def choose(
         sample: np.ndarray, most: float, struck: float

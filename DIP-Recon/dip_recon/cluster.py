@@ -95,10 +95,11 @@ class Cluster:
         while not any(map(suits, client.scheduler_info(n_workers=-1)["workers"].values())):
             if time.monotonic() > until:
                 wanted = " ".join(f"{name}={n:g}" for name, n in self.resources.items())
-                wanted = f" --resources '{wanted}'" if wanted else ""
+                having = f" with {wanted}" if wanted else ""
+                flag = f" --resources '{wanted}'" if wanted else ""
                 raise UserError(
-                    f"--scheduler {self.scheduler}: no worker came to it in {FIRST} s; start one: "
-                    f"dask worker {self.scheduler} --nthreads 1{wanted}"
+                    f"--scheduler {self.scheduler}: no worker{having} came to it in {FIRST} s; "
+                    f"start one: dask worker {self.scheduler} --nthreads 1{flag}"
                 )
             time.sleep(0.1)
 

@@ -186,23 +186,12 @@ def _measured(method: str, records: list[Record], value: Callable[[list[Record]]
     return Row(method, "measured", {k: v for k, v in figures.items() if not math.isnan(v)})
 
 
-def _noise_seed(record: Record) -> int | None:
-    seed = record.config.get("noise_seed")
-    return record.seed if seed is None else seed
-
-
-def _noisy(record: Record) -> tuple:
-    """Runs where this is the same were given the same noisy picture."""
-    cut = (record.config.get(key) for key in ("crop", "imsize"))
-    return _picture(record)[1], record.picture, *map(str, cut), _noise_seed(record)
-
-
 def _peers(records: list[Record], say: Callable[[str], None]) -> tuple[list[Row], list[str]]:
     """A row a peer, over every noisy picture once, and notes."""
     figures: dict[str, dict[str, list[float]]] = {}
     notes: dict[str, None] = {}
-    for runs in group(records, _noisy).values():
-        picture, seed = _picture(runs[0])[1], _noise_seed(runs[0])
+    for runs in group(records, lambda r: (_picture(r)[1], r.noisy)).values():
+        picture, seed = _picture(runs[0])[1], runs[0].noise_seed
         if not runs[0].run.peers():
             say(f"peers on {picture}, {_setting(runs[0])}, noise {seed}")
         found, said = peers.measure(runs[0].run, runs[0].config["noise_sigma"])

@@ -292,8 +292,6 @@ def check(job: Job, options: Options, keep: Path | None = None) -> None:
     another run, or if memory has no room for a fit that was not begun there before."""
     options, _ = resolve(options)
     models.check_size(options.model_type, **network_settings(job, options))
-    if keep:
-        check_free("--keep", Run(keep))
     if keep and Run(keep).begun:
         _kept(job, options, keep, Cluster())
     else:

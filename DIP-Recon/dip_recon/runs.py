@@ -118,7 +118,7 @@ class Run:
 
     @property
     def begun(self) -> bool:
-        return any((self.folder / name).is_file() for name in FILES[:3])
+        return any((self.folder / name).is_file() for name in ("config.yaml", "checkpoint.pt"))
 
     def check(
         self,
@@ -140,7 +140,7 @@ class Run:
         """
         if not self._mine and not (resume and self.finished):
             check_alone(self.folder)
-        if overwrite or not self.begun:
+        if overwrite or not (self.begun or self.finished):
             return
         before = {**(absent or {}), **self.config()}
         if resume and self.finished:
@@ -519,7 +519,6 @@ def check_free(flag: str, run: Run) -> None:
     others = run.folder.is_dir() and any(
         not path.name.startswith(mere) for path in run.folder.iterdir()
     )
-    ours = any((run.folder / name).is_file() for name in FILES[1:3])  # result.json is any program's
-    if others and not ours:
+    if others and not run.begun:
         raise UserError(f"{flag} {run.folder}: holds other files; choose a new folder")
     check_writable(run.folder)

@@ -69,7 +69,7 @@ class _VarianceMinimum(Fixed, ABC):
             raise UserError(f"--patience {patience}: give a positive number of iterations")
         self.patience, self.start, self.samples = patience, start, samples
         self.minimum = math.inf
-        self.first: int | None = None  # iteration that it was told of
+        self.first: int | None = None  # of the iterations that it was told of
         self.picked: Tensor | None = None
 
     @abstractmethod

@@ -51,6 +51,17 @@ class Record:
         return self.config.get("seed", self.result.get("seed"))
 
     @property
+    def noise_seed(self) -> int | None:
+        seed = self.config.get("noise_seed")
+        return self.seed if seed is None else seed
+
+    @property
+    def noisy(self) -> tuple:
+        """Runs where this is the same were given the same noisy picture."""
+        names = ("crop", "imsize", "noise_sigma", "poisson_scale")
+        return self.picture, *(str(self.config.get(name)) for name in names), self.noise_seed
+
+    @property
     def pair(self) -> tuple:
         """Picture and seed: runs of different methods are compared where these are the same."""
         return self.picture, self.seed

@@ -56,14 +56,8 @@ def _means(runs: list[Record]) -> float | None:
     """PSNR of the mean of each picture's runs, averaged over pictures; None unless every noisy
     picture has several."""
     found = []
-    for same in group(runs, _noisy).values():
+    for same in group(runs, lambda r: r.noisy).values():
         if len(same) < 2 or same[0].config.get("noise_seed") is None:
             return None
         found.append(psnr_of_mean([record.run for record in same]))
     return float(np.mean(found))
-
-
-def _noisy(record: Record) -> tuple:
-    """Runs where this is the same were given the same noisy picture."""
-    names = ("crop", "imsize", "noise_sigma", "poisson_scale", "noise_seed")
-    return record.picture, *(str(record.config.get(name)) for name in names)

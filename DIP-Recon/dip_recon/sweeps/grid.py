@@ -26,13 +26,7 @@ from ..documents import read_yaml
 from ..errors import UserError, nearest
 from ..experiment import Plan, folder_names, plan
 from ..flags import Switches, check_below, fill
-from ..options import (
-    DenoisingOptions,
-    InpaintingOptions,
-    Options,
-    SuperResolutionOptions,
-    suits,
-)
+from ..options import DenoisingOptions, InpaintingOptions, Options, SuperResolutionOptions, suits
 from ..prepare import resolve
 from ..runs import method_folder, safe_name
 
