@@ -68,6 +68,32 @@ def test_reflection(width):
     assert_alike(answers(ReflectPad(width), x), expected)
 
 
+@pytest.mark.parametrize("side", [72, 5, 1])
+def test_reflection_in_bfloat16_is_not_cast(side):
+    """autocast would have it done in float32, in twice the memory."""
+    x = rand(1, 16, side, 64).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = ReflectPad(1)(x)
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, layers.reflect_pad(x.float(), 1, 1, 1, 1).bfloat16())
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_joined_maps_have_whole_gradients(order):
+    a, b = (rand(1, n, 6, 8).to(memory_format=order).requires_grad_() for n in (3, 5))
+    y = layers.join(a[..., 1:], b)
+    weights = rand(*y.shape).to(memory_format=order)
+    found = torch.autograd.grad((weights * y).sum(), (a, b))
+    cut = torch.cat([a[..., 1:], b[..., :-1]], dim=1)
+    assert torch.equal(y, cut) and y.is_contiguous(memory_format=order)
+    for ours, theirs in zip(found, torch.autograd.grad((weights * cut).sum(), (a, b)), strict=True):
+        assert torch.equal(ours, theirs)
+    seen, b = [], rand(1, 5, 6, 7).to(memory_format=order).requires_grad_()
+    b.register_hook(seen.append)
+    layers.join(a[..., 1:], b).backward(weights)
+    assert seen[-1].is_contiguous(memory_format=order)
+
+
 @pytest.mark.parametrize("shape", [(1, 8, 64, 65), (2, 32, 32, 32), (1, 2, 5, 4)])
 def test_bilinear_doubling(shape):
     x = rand(*shape)

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers import Size, activation, conv, norm, output_range, per_scale, whole
+from .layers import Size, activation, conv, join, norm, output_range, per_scale, whole
 from .registry import register
 
 
@@ -45,7 +44,7 @@ class Level(nn.Module):
     def decode(self, encoded: Tensor, inside: Tensor, size: Size) -> Tensor:
         """The level's features at ``size`` from what came out of its encoder and out of inside."""
         if self.skip is not None:
-            inside = torch.cat([inside, self.skip(encoded)], dim=1)
+            inside = join(inside, self.skip(encoded))
         return self.decoder(self.norm(_resize(inside, size)))
 
 
