@@ -101,7 +101,7 @@ def watching(a) -> None:
             checkpoints = Checkpoints(run, o.checkpoint_every, evaluation)
             callbacks = [evaluation, lines, Snapshots(run, o.snapshots), checkpoints]
             began = clock()
-            fit(s, 11 if a.quick else 201, [timing(c) for c in callbacks])
+            fit(s, 11 if a.quick else 501, [timing(c) for c in callbacks])
             share = spent / (clock() - began)
         note("watching", network="DIP_2_scaled", width=width, share=f"{share:.4f}")
 

@@ -219,7 +219,7 @@ class Options:
     snapshots: list[int] = option(
         SNAPSHOTS, "iterations to keep a picture of", kind=int, at_least=0
     )
-    checkpoint_every: int = option(200, "iterations between two checkpoints", kind=int, at_least=1)
+    checkpoint_every: int = option(500, "iterations between two checkpoints", kind=int, at_least=1)
     verbose: bool = option(False, "print the loss as well", kind=bool)
     batch_size: int = option(1, "one picture at a time", kind=int)
 
