@@ -13,19 +13,17 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
+from measuring import attention
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "DIP-Recon"))
-
+from dip_recon import memory as allocator
 from dip_recon.fit import State, choose, step
 from dip_recon.flags import fill
 from dip_recon.models import swin
@@ -38,14 +36,7 @@ NETWORKS = ("Swin_upsample", "Swin_expand")
 OURS = swin.attend
 
 
-def plain(qkv: Tensor, bias: Tensor) -> Tensor:
-    """softmax(q kᵀ / √d + bias) v, written out."""
-    q, k, v = qkv.permute(2, 0, 3, 1, 4)
-    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias
-    return (logits.softmax(-1) @ v).transpose(1, 2)
-
-
-FORMULATIONS = {"plain": plain, "package": OURS}
+FORMULATIONS = {"plain": attention, "package": OURS}
 
 
 def state(name: str, size: int, precision: str) -> State:
@@ -136,7 +127,8 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {choose()[0].type}")
     for name in NETWORKS:
         for precision in args.precisions:
-            row = compare(name, args.size, precision, args.rounds)
+            with allocator.kept():  # as in every fit
+                row = compare(name, args.size, precision, args.rounds)
             print("  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
 
 

@@ -1,13 +1,14 @@
 """How good the choices of `dip-recon denoise` are: against the oracle over width and iteration.
 
-    python benchmarks/automatic.py --pictures set14/img_003* polyu/*chair_5 --noise 25 --csv FILE
+    python benchmarks/automatic.py --pictures set14/img_003* --noise 25 --csv FILE
 
 One noisy picture of each, a crop from the middle: what the command makes of it, without a look at
 the clean one, beside the best moment of runs at the widths --widths (the oracle), and with --dip
 beside the 5×128 network after 1800 iterations of the published recipe; NLM, and BM3D where the
 package bm3d is installed, are given the same estimated noise level. --noise is a sigma, pSCALE for
 Poisson noise, or real for pairs. Seconds are of processor time: other work on the machine does
-not count. Rows that FILE has are kept, so that a killed run goes on.
+not count. Iterations are of all tiles together. Rows that FILE has are kept, so that a killed run
+goes on.
 """
 
 from __future__ import annotations
@@ -25,17 +26,18 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "DIP-Recon"))
 
 import dip_recon
-from dip_recon import auto, data, metrics, peers
+from dip_recon import auto, data, impulses, metrics, peers
+from dip_recon.errors import UserError
 from dip_recon.files import atomic
 from dip_recon.fit import choose, fit
 from dip_recon.noise import texture
 from dip_recon.options import DenoisingOptions
 from dip_recon.prepare import prepare, resolve
 from dip_recon.problem import Problem
-from dip_recon.tasks import Job, denoising_job, span, tensor
+from dip_recon.tasks import Job, brightest, denoising_job, span, tensor
 
 FIELDS = (
-    "picture", "noise", "texture", "width", "estimated", "sigma", "noisy", "automatic",
+    "picture", "noise", "crop", "texture", "width", "estimated", "sigma", "noisy", "automatic",
     "iterations", "seconds", "oracle", "oracle width", "oracle iteration", "of each width",
     "DIP", "DIP seconds", "NLM", "BM3D",
 )  # fmt: skip
@@ -49,6 +51,8 @@ def items(words: list[str]) -> list[data.Item]:
 
 def noisy(item: data.Item, noise: str, crop: int) -> tuple[np.ndarray, np.ndarray]:
     """The noisy and the clean crop, [C, H, W]."""
+    if (item.noisy is not None) != (noise == "real"):
+        raise UserError(f"--noise {noise}: {item.name}: real is for pairs, which are noisy already")
     o = DenoisingOptions(crop=[crop])
     if noise.startswith("p"):
         o = replace(o, poisson_scale=float(noise[1:]))
@@ -72,7 +76,7 @@ def automatic(y: np.ndarray, x: np.ndarray, **given) -> dict:
     began = time.process_time()
     restored = dip_recon.denoise(np.moveaxis(y, 0, -1), progress=taken.append, **given)
     seconds = time.process_time() - began
-    used = span(y.max())
+    used = span(brightest(impulses.without(y)[0]))
     choice = auto.denoising(y / used, used=used)
     return {
         "estimated": choice.sigma * used, "width": given.get("dim", choice.options.dim[0]),
@@ -136,7 +140,7 @@ def main() -> None:
     p.add_argument("--pictures", nargs="+", required=True)
     p.add_argument("--noise", default="25")
     p.add_argument("--crop", type=int, default=128)
-    p.add_argument("--widths", type=int, nargs="*", default=[32, 64, 128])
+    p.add_argument("--widths", type=int, nargs="*", default=[32, 64, 128], choices=ITERATIONS)
     p.add_argument("--share", type=float, default=1.0, help="of the oracle's iterations")
     p.add_argument("--dip", action="store_true")
     p.add_argument("--again", action="store_true", help="redo what was automatic, keep the rest")
@@ -146,10 +150,10 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     rows = list(csv.DictReader(args.csv.open())) if args.csv.exists() else []
-    done = {(r["picture"], r["noise"]): r for r in rows}
+    done = {(r["picture"], r["noise"], r["crop"]): r for r in rows}
     for item in items(args.pictures):
         name = f"{item.path.parent.name}/{item.name}"
-        before = done.get((name, args.noise))
+        before = done.get((name, args.noise, str(args.crop)))
         if before and not args.again and (before["DIP"] or not args.dip):
             continue
         y, x = noisy(item, args.noise, args.crop)
@@ -160,7 +164,7 @@ def main() -> None:
             print(before, flush=True)
             write(args.csv, rows)
             continue
-        row = {"picture": name, "noise": args.noise}
+        row = {"picture": name, "noise": args.noise, "crop": args.crop}
         row["noisy"] = metrics.psnr(tensor(y), tensor(x))
         row["sigma"] = args.noise if args.noise.isdigit() else ""
         row |= automatic(y, x)

@@ -2,8 +2,8 @@
 
     python benchmarks/gpu.py FOLDER [--parts formats together memory quality] [--minutes 9]
 
-- formats: a step of the 5-scale network at 512² in float32, bfloat16 and with channels_last against
-  the published one, and against that one with SSIM on the CPU at every iteration.
+- formats: a step of the 5-scale network at 256² and 512² in float32, bfloat16 and with
+  channels_last against the published one, and against that one with SSIM on the CPU every time.
 - together: the steps of 4, 8 and 16 seeds of a picture as one batch against the same in turn.
 - memory: bytes that a fit takes at most against what `needs.needed` reckons.
 - quality: PSNR after the same iterations of four seeds, in turn and as one batch.
@@ -26,7 +26,7 @@ from measuring import each, in_turns
 
 from dip_recon import metrics, needs
 from dip_recon.callbacks import peak_memory
-from dip_recon.fit import State, choose, fit, step
+from dip_recon.fit import Result, State, choose, fit, step
 from dip_recon.problem import Problem
 from dip_recon.tasks import Job
 from dip_recon.together import Batch, fit_together, stackable
@@ -74,6 +74,7 @@ def together(a) -> None:
         def seeds() -> list[State]:
             return [measuring.state(name, size, "auto", seed, **more)[0] for seed in range(count)]
 
+        before = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
         alone, states = seeds(), seeds()
         what = {"network": name, "width": dim, "size": size, "fits": count}
         if not stackable(states):
@@ -87,7 +88,7 @@ def together(a) -> None:
         }
         found = in_turns(variants, a)
         tell("together", found, **what)
-        taken = peak_memory(joint.z.device)
+        taken = peak_memory(joint.z.device) - before
         measuring.note("together", **what, variant="both", megabytes=round(taken / 1e6))
 
     cases = [("DIP_2_scaled", 32, 128), ("DIP_2_scaled", 64, 256), ("DIP_orig", None, 256)]
@@ -103,6 +104,7 @@ def memory(a) -> None:
         job = Job("picture", Problem.denoising(s.problem.y.cpu()), None, "")
         reckoned = needs.needed(job, replace(o, precision=precision))
         peak_memory(s.z.device, reset=True)
+        s.guard.every = 1  # it keeps a copy of all, soon or late
         fit(s, 3)
         taken = peak_memory(s.z.device) - before
         measuring.note(
@@ -132,6 +134,9 @@ def quality(a) -> None:
         alone = [metrics.psnr(fit(s, count).ema, s.problem.x) for s in seeds()]
         found = fit_together(states, count, [[] for _ in states])
         for seed, (psnr, s, result) in enumerate(zip(alone, states, found, strict=True)):
+            if not isinstance(result, Result):  # memory was short, or its guard took it out
+                measuring.note("quality", picture=name, seed=seed, left_out=f"no batch: {result}")
+                continue
             measuring.note(
                 "quality", picture=name, seed=seed, in_turn=f"{psnr:.3f}",
                 together=f"{metrics.psnr(result.ema, s.problem.x):.3f}",

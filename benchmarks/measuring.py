@@ -1,12 +1,14 @@
 """What the benchmarks share: the table, the plain step, the clock, variants that take turns.
 
 The plain step is the published one: float32, torch's own layers and memory layout, a fresh noise
-tensor, Adam. Seconds are the processor's, so that other work does not count; on a GPU the clock's.
+tensor where noise is asked for, Adam. Seconds are the processor's, so that other work does not
+count; on a GPU the clock's.
 """
 
 from __future__ import annotations
 
 import csv
+import gc
 import statistics
 import sys
 import time
@@ -17,7 +19,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "DIP-Recon"))
@@ -26,7 +28,7 @@ from dip_recon import memory
 from dip_recon.errors import out_of_memory
 from dip_recon.fit import State, choose
 from dip_recon.flags import fill
-from dip_recon.models import doubling, layers, upsamplers
+from dip_recon.models import doubling, layers, swin, upsamplers
 from dip_recon.options import DenoisingOptions
 from dip_recon.prepare import prepare, resolve
 from dip_recon.problem import Problem
@@ -64,10 +66,20 @@ def state(name: str, size: int, precision: str, seed: int = 7, picture=None, **m
 
 
 def plain(s):
-    """The same state with the published loop's optimiser."""
+    """The same state with the published loop's optimiser, and plain 1×1 convolutions."""
+    for layer in s.network.modules():
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
+            layer.dilation = (1, 1)
     if isinstance(s.optimizer, torch.optim.Adam):
         s.optimizer = torch.optim.Adam(s.network.parameters(), s.lr)
     return s
+
+
+def attention(qkv: Tensor, bias: Tensor) -> Tensor:
+    """softmax(q kᵀ / √d + bias) v as ``swin.attend`` has it, written out."""
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias
+    return (logits.softmax(-1) @ v).transpose(1, 2)
 
 
 @contextmanager
@@ -77,7 +89,12 @@ def plain_layers():
     def pad(self, x):
         return layers.reflect_pad(x, *(self.width,) * 4)
 
+    def joined(a, b):
+        return torch.cat([a, b], dim=1)
+
     with (
+        mock.patch.object(layers._Join, "apply", joined),
+        mock.patch.object(swin, "attend", attention),
         mock.patch.object(layers.BatchNorm, "forward", nn.BatchNorm2d.forward),
         mock.patch.object(layers.ReflectPad, "forward", pad),
         mock.patch.object(upsamplers, "plain_float32", lambda x: False),
@@ -99,17 +116,21 @@ def given_back():
 def plain_step(s) -> None:
     """The published loop's step, float32 throughout, memory as the C library deals with it.
 
-    On a GPU, where torch's layers are ours, in the TF32 of torch's defaults.
+    On a GPU in the TF32 of torch's defaults, and cuDNN tries its algorithms, as the published
+    program has it.
     """
     with ExitStack() as stack:
+        stack.enter_context(plain_layers())
         if s.z.is_cuda:
             cudnn = torch.backends.cudnn
-            stack.callback(setattr, cudnn, "allow_tf32", cudnn.allow_tf32)
-            cudnn.allow_tf32 = True
+            for setting in ("allow_tf32", "benchmark"):
+                stack.callback(setattr, cudnn, setting, getattr(cudnn, setting))
+                setattr(cudnn, setting, True)
         else:
-            stack.enter_context(plain_layers())
             stack.enter_context(given_back())
-        z = s.z + torch.randn(s.z.shape, generator=s.generator, device=s.z.device) * s.jitter
+        z = s.z
+        if s.jitter:
+            z = z + torch.randn(z.shape, generator=s.generator, device=z.device) * s.jitter
         s.optimizer.zero_grad()
         out = s.network(z)
         loss = functional.mse_loss(out, s.problem.y)
@@ -138,6 +159,7 @@ def each(a, part: str, cases: list[tuple], measure: Callable) -> None:
         if time.monotonic() > a.until:
             note(part, left_out=f"{case}: no time left")
             continue
+        gc.collect()  # what the case before has left counts as taken
         try:
             measure(*case)
         except (MemoryError, RuntimeError) as error:
@@ -148,13 +170,18 @@ def each(a, part: str, cases: list[tuple], measure: Callable) -> None:
 
 def in_turns(variants: dict[str, tuple[Callable, State]], a) -> dict[str, tuple[float, ...]]:
     """Seconds of each variant's work, median, and least, median and most of its ratio to the
-    first's."""
+    first's.
+
+    Each begins its turn with an untimed step, since the one before has left memory and caches to
+    its own liking.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for n in range(a.rounds + 1):
+    for _ in range(a.rounds):
         for name, (work, s) in variants.items():
+            memory.trim()
+            work(s)
             passed = timed(lambda s, work=work: [work(s) for _ in range(a.steps)], s)
-            if n:  # the first is not like the others
-                seconds[name].append(passed / a.steps)
+            seconds[name].append(passed / a.steps)
     first = next(iter(seconds.values()))
     found = {}
     for name, passed in seconds.items():

@@ -52,6 +52,8 @@ def main() -> None:
     for kind in ("colour", "grey"):
         for sigma in args.sigma:
             some = [r for r in rows if r["kind"] == kind and r["sigma"] == sigma]
+            if not some:  # all pictures were grey
+                continue
             for rule in ("ours", "wavelets"):
                 found = np.array([float(r[rule]) for r in some])
                 away = np.abs(found - 1) if sigma else found

@@ -9,6 +9,8 @@ from unittest import mock
 import pytest
 import torch
 
+from dip_recon import models
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 
@@ -81,12 +83,46 @@ def test_bytes_that_operations_move():
     assert traffic.count == 12000
 
 
-def test_the_plain_step_takes_plain_layers():
-    import suite
+@pytest.mark.parametrize("name", models.names())
+def test_the_plain_step_takes_plain_layers(name):
+    """No layer of ours with a gradient of its own; the noise that is asked for and no other."""
+    import measuring
 
-    s = suite.plain(suite.state("DIP_2_scaled", 64, "fp32", dim=[4])[0])
-    with mock.patch("torch.native_group_norm", side_effect=AssertionError):
-        suite.plain_step(s)
+    s = measuring.plain(measuring.state(name, 96, "fp32")[0])
+    seen = []
+    backward = torch.Tensor.backward
+
+    def looked(loss):
+        found, nodes = set(), [loss.grad_fn]
+        while nodes:
+            node = nodes.pop()
+            if node is not None and node not in found:
+                found.add(node)
+                nodes += [n for n, _ in node.next_functions]
+        seen.extend(type(node).__name__ for node in found)
+        backward(loss)
+
+    with (
+        mock.patch("torch.native_group_norm", side_effect=AssertionError),
+        mock.patch.object(torch.Tensor, "backward", looked),
+        mock.patch(
+            "torch.randn", side_effect=None if s.jitter else AssertionError, wraps=torch.randn
+        ),
+    ):
+        measuring.plain_step(s)
+    assert not [n for n in seen if n.startswith("_")], seen
+    convolutions = [m for m in s.network.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert all(m.dilation == (1, 1) for m in convolutions)
+
+
+def test_a_turn_begins_with_an_untimed_step():
+    import measuring
+
+    calls = []
+    a = SimpleNamespace(rounds=3, steps=2)
+    variants = {name: (lambda s, name=name: calls.append(name), None) for name in "ab"}
+    found = measuring.in_turns(variants, a)
+    assert calls == 3 * (3 * ["a"] + 3 * ["b"]) and set(found) == {"a", "b"}
 
 
 def test_gpu_small_on_any_machine(tmp_path):

@@ -59,8 +59,7 @@ def kept() -> Iterator[None]:
             _users -= 1
             if not _users:
                 keep(False)
-                if libc := _glibc():
-                    libc.malloc_trim(0)
+                trim()
 
 
 def keep(freed: bool) -> None:
@@ -70,6 +69,12 @@ def keep(freed: bool) -> None:
         libc.mallopt(_MMAP_MAX, 0 if freed else 2**16)
         libc.mallopt(_TRIM_THRESHOLD, -1 if freed else 2**26)
         libc.mallopt(_MMAP_THRESHOLD, 2**25)
+
+
+def trim() -> None:
+    """Have glibc give back what is free now."""
+    if libc := _glibc():
+        libc.malloc_trim(0)
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -12,6 +12,8 @@ BUDGET = {"kills": 420.0, "fuzz": 240.0, "load": 420.0}  # seconds, of 20 minute
 
 
 def main(names: list[str]) -> int:
+    if unknown := set(names) - BUDGET.keys():
+        sys.exit(f"{', '.join(sorted(unknown))}: no such part; there are {', '.join(BUDGET)}")
     failed = 0
     for name, budget in BUDGET.items():
         if (names and name not in names) or not importlib.util.find_spec(f"torture.{name}"):

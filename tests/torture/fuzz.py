@@ -319,6 +319,7 @@ def _one(reader: Reader, seconds: float, seed: int, kept: Path) -> dict:
     total = {"tried": 0, "read": 0, "refused": 0, "failures": {}}
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0 or not total["tried"]:
+        (kept / "counts.json").unlink(missing_ok=True)
         command = [sys.executable, __file__, reader.name, str(max(left, 1)), str(seed), str(kept)]
         died = ""
         try:
@@ -377,7 +378,7 @@ def _work(name: str, seconds: float, seed: int, kept: Path) -> None:
                 kind = f"{type(error).__name__} in {Path(where.filename).name}: {where.name}"
                 if kind not in counts["failures"]:
                     counts["failures"][kind] = f"{kind}: {str(error)[:200]}"
-                    (kept / f"input{len(counts['failures'])}").write_bytes(content)
+                    (kept / f"input{seed}-{len(counts['failures'])}").write_bytes(content)
             finally:
                 signal.setitimer(signal.ITIMER_VIRTUAL, 0)
             if counts["tried"] % 20 == 0 or time.monotonic() > until:

@@ -51,7 +51,10 @@ def kill_after(pid: int, seconds: float) -> bool:
         if os.waitpid(pid, os.WNOHANG)[0]:
             return False
         time.sleep(min(0.002, max(until - time.monotonic(), 0)))
-    os.killpg(pid, signal.SIGKILL)
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:  # it leads no group yet
+        os.kill(pid, signal.SIGKILL)
     return wait(pid) == -signal.SIGKILL
 
 
