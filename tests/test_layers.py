@@ -53,7 +53,7 @@ def test_batch_norms_of_several_networks_at_once(dtype):
     found = vmap(call)(parameters, buffers, x)
     found.float().square().mean().backward()
     for norm, one, y in zip(norms, x, found, strict=True):
-        torch.testing.assert_close(y, norm(one.float()), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(y, norm(one.float()).to(dtype))
 
 
 def test_batch_norm_of_one_pixel_is_refused():
@@ -92,6 +92,49 @@ def test_joined_maps_have_whole_gradients(order):
     b.register_hook(seen.append)
     layers.join(a[..., 1:], b).backward(weights)
     assert seen[-1].is_contiguous(memory_format=order)
+
+
+def test_cuts_are_dense_in_the_order_of_the_map_and_so_are_their_gradients():
+    """Of slices neither is, and normalisation and interpolation take ten times as long."""
+    x = rand(1, 4, 6, 9).to(memory_format=torch.channels_last).requires_grad_()
+    seen = []
+    x.register_hook(seen.append)
+    for size in ((5, 7), (6, 8), (3, 9)):
+        top, left = (6 - size[0]) // 2, (9 - size[1]) // 2
+        y = layers.centre_crop(x, size)
+        assert torch.equal(y, x[..., top : top + size[0], left : left + size[1]])
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        y.backward(torch.ones_like(y))
+        assert seen[-1].is_contiguous(memory_format=torch.channels_last)
+        assert float(seen[-1].sum()) == y.numel()
+    assert layers.centre_crop(x, (6, 20)) is x
+    assert upsamplers.make("transposed", 4)(x, (12, 18)).shape[2:] == (12, 18)
+    filtered = upsamplers.make("LPF4", 4)(x, (11, 18))
+    assert filtered.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(filtered, upsamplers.make("LPF4", 4)(x)[..., :11, :])
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 12, 9), (2, 5, 6, 6)])
+def test_instance_norm(shape):
+    x = rand(*shape).to(memory_format=torch.channels_last)
+    ours = layers.norm("instance", 5)
+    assert_alike(answers(ours, x), answers(nn.InstanceNorm2d(5), x))
+    if len(x) == 1:
+        assert ours(x).is_contiguous(memory_format=torch.channels_last)
+    with pytest.raises(ValueError, match="more than 1"):
+        ours(rand(1, 5, 1, 1))
+
+
+@pytest.mark.parametrize(
+    "name", ["DIP_2_scaled", "DD", "PG_DIP", "Swin_expand", "reproduction_unet"]
+)
+def test_the_last_step_to_a_picture_is_in_float32(name):
+    """In bfloat16 a picture would have 8 bits in its bright half."""
+    size = {"in_size": (64, 128), "out_size": (64, 128)}
+    network = build(name, in_channels=8, out_channels=3, **size)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = network(rand(1, 8, 64, 128))
+    assert y.dtype == torch.float32 and len(y.unique()) > 2 * len(y.bfloat16().unique())
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 64, 65), (2, 32, 32, 32), (1, 2, 5, 4)])

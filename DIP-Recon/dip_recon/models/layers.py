@@ -43,7 +43,7 @@ class BatchNorm(nn.BatchNorm2d):
         if not (self.training and plain_float32(x) and len(x) == 1 and pixels > 1):
             short = x.dtype in (torch.bfloat16, torch.float16)
             if short and torch._C._functorch.is_batchedtensor(x):  # refused in some layouts
-                x = x.float()
+                return super().forward(x.float()).to(x.dtype)
             return super().forward(x)
         y, mean, variance = self.of_one(x, self.weight, self.bias)
         self.remember(mean, variance, pixels)
@@ -65,9 +65,22 @@ class BatchNorm(nn.BatchNorm2d):
             self.num_batches_tracked.add_(1)
 
 
+class InstanceNorm(nn.InstanceNorm2d):
+    """Instance normalisation; of one picture in its own memory order.
+
+    torch has it in the default layout, and all that comes after it. For a single picture it is
+    batch normalisation without weights.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 1 or x.shape[2] * x.shape[3] == 1 or torch._C._functorch.is_batchedtensor(x):
+            return super().forward(x)
+        return F.batch_norm(x, None, None, training=True, eps=self.eps)
+
+
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "bn": BatchNorm,
-    "instance": nn.InstanceNorm2d,
+    "instance": InstanceNorm,
 }
 PADS = ("zero", "reflection")
 
@@ -114,7 +127,15 @@ def output_range(need_sigmoid: bool, need_tanh: bool = False, need_relu: bool = 
         raise UserError(f"--{chosen[1]} True with --{chosen[0]} True: only one of them can be True")
     if not chosen:
         return nn.Identity()
-    return {"need_sigmoid": nn.Sigmoid, "need_tanh": nn.Tanh, "need_relu": nn.ReLU}[chosen[0]]()
+    made = {"need_sigmoid": nn.Sigmoid, "need_tanh": nn.Tanh, "need_relu": nn.ReLU}[chosen[0]]()
+    return nn.Sequential(_Wide(), made)
+
+
+class _Wide(nn.Module):
+    """bfloat16 to float32: its own steps between 1/2 and 1 are those of a picture of 8 bits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float() if x.dtype == torch.bfloat16 else x
 
 
 def reflect_pad(x: Tensor, left: int, right: int, top: int, bottom: int) -> Tensor:
@@ -207,9 +228,18 @@ def conv(
 
 def centre_crop(x: Tensor, size: Sequence[int]) -> Tensor:
     """Cut the middle ``size`` out of [N, C, H, W]; a side that is smaller is left as it is."""
-    top = max(x.shape[-2] - size[0], 0) // 2
-    left = max(x.shape[-1] - size[1], 0) // 2
-    return x[..., top : top + size[0], left : left + size[1]]
+    height, width = (max(n - kept, 0) for n, kept in zip(x.shape[-2:], size, strict=True))
+    return cut(x, width // 2, (width + 1) // 2, height // 2, (height + 1) // 2)
+
+
+def cut(x: Tensor, left: int, right: int, top: int, bottom: int) -> Tensor:
+    """Cut so many columns and rows off [N, C, H, W]; x itself where that is none.
+
+    Padding by less than nothing, unlike a slice and its gradient, is dense and keeps channels_last,
+    without which normalisation and interpolation take ten times as long.
+    """
+    pads = (-left, -right, -top, -bottom)
+    return F.pad(x, pads) if any(pads) else x
 
 
 def join(a: Tensor, b: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import UserError, nearest
-from .layers import Size, plain_float32, reflect_pad
+from .layers import Size, cut, plain_float32, reflect_pad
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 SPELLINGS = "or write a filter: taps:0.25,0.5,0.25 or kaiser:60,0.4,0.2 (dB, cut-off, transition)"
@@ -275,7 +275,9 @@ def _insert_zeros(x: Tensor, dim: int) -> Tensor:
 
 
 def _cut(x: Tensor, size: Size | None) -> Tensor:
-    return x if size is None else x[..., : size[0], : size[1]]
+    if size is None:
+        return x
+    return cut(x, 0, max(x.shape[-1] - size[1], 0), 0, max(x.shape[-2] - size[0], 0))
 
 
 def make(spec: str | None, channels: int, align_corners: bool = False) -> nn.Module:
