@@ -30,7 +30,8 @@ class Poison:
     def __call__(self, state):
         if state.iteration == self.at:
             with torch.no_grad():
-                next(state.network.parameters()).view(-1)[0] = self.value
+                weights = next(state.network.parameters())
+                weights[(0,) * weights.ndim] = self.value
             self.at = -1 if self.once else self.at
 
 
