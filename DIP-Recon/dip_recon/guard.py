@@ -32,7 +32,9 @@ class Guard:
 
     Healthy fits do not come near. DIP's error rises now and then, by 5 to 20 dB, and is back in
     tens of iterations: 1000 in a row, the default, is lasting, and one spike at a look is forgotten
-    at the next. Fits beyond 40 dB waver by more than 10, but not down to 25. Where a growing
+    at the next. (Two of two long fits of inpainting fell by 25 dB and more, and were thousands of
+    iterations short of where they had been: for that there is ``Backtracking``.) Fits beyond 40 dB
+    waver by more than 10, but not down to 25. Where a growing
     network goes on to another size, the errors before are no measure. An untrained
     network's output varies by more than a tenth, and jitter on its input alone by more than 1/1000;
     of a picture that is flat itself a flat output leaves no error.
