@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "DIP-Recon"))
 
 import dip_recon
 from dip_recon import auto, data, impulses, metrics, peers
-from dip_recon.errors import UserError
+from dip_recon.errors import UserError, exit_status
 from dip_recon.files import atomic
 from dip_recon.fit import choose, fit
 from dip_recon.noise import texture
@@ -179,4 +179,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

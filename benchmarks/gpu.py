@@ -34,6 +34,11 @@ from dip_recon.together import Batch, fit_together, stackable
 PARTS = ("formats", "together", "memory", "quality")
 
 
+def in_use() -> int:
+    """Bytes of the card in use; 0 without one."""
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+
+
 def tell(part: str, found: dict[str, tuple[float, ...]], **what) -> None:
     for variant, (seconds, least, middle, most) in found.items():
         measuring.note(
@@ -74,7 +79,7 @@ def together(a) -> None:
         def seeds() -> list[State]:
             return [measuring.state(name, size, "auto", seed, **more)[0] for seed in range(count)]
 
-        before = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+        before = in_use()
         alone, states = seeds(), seeds()
         what = {"network": name, "width": dim, "size": size, "fits": count}
         if not stackable(states):
@@ -99,7 +104,7 @@ def together(a) -> None:
 
 def memory(a) -> None:
     def measure(name: str, size: int, precision: str) -> None:
-        before = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+        before = in_use()
         s, o = measuring.state(name, size, precision, **({"dim": [4]} if a.smoke else {}))
         job = Job("picture", Problem.denoising(s.problem.y.cpu()), None, "")
         reckoned = needs.needed(job, replace(o, precision=precision))

@@ -96,6 +96,7 @@ def plain_layers():
         mock.patch.object(layers._Join, "apply", joined),
         mock.patch.object(swin, "attend", attention),
         mock.patch.object(layers.BatchNorm, "forward", nn.BatchNorm2d.forward),
+        mock.patch.object(layers.InstanceNorm, "forward", nn.InstanceNorm2d.forward),
         mock.patch.object(layers.ReflectPad, "forward", pad),
         mock.patch.object(upsamplers, "plain_float32", lambda x: False),
         mock.patch.object(doubling, "possible", lambda *_: False),

@@ -9,12 +9,14 @@ clipped to [0, 1]; the level is the one before clipping. Sigma 0 gives the level
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
 from automatic import items, rounded, write
 
 from dip_recon import images
+from dip_recon.errors import exit_status
 from dip_recon.noise import add_gaussian, before_clipping, estimate_sigma, noise_level
 
 FIELDS = ("picture", "kind", "crop", "sigma", "ours", "wavelets")
@@ -65,4 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

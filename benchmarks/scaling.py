@@ -6,12 +6,10 @@ came on top of what the process had before.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import statistics
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,8 +44,7 @@ class Random:
 def level() -> int:
     """Bytes in use, what is free given back; from here on the most is counted."""
     gc.collect()
-    with suppress(OSError, AttributeError):  # another C library than glibc
-        ctypes.CDLL(None).malloc_trim(0)
+    memory.trim()
     return peak_memory(choose()[0], reset=True)
 
 

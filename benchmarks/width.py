@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import sys
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -23,6 +24,7 @@ import torch
 from automatic import automatic, items, noisy, rounded, write
 
 from dip_recon import auto
+from dip_recon.errors import exit_status
 
 FIELDS = ("picture", "noise", "crop", "texture", "width", "automatic", "iterations", "seconds")
 PICTURES = [
@@ -104,4 +106,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

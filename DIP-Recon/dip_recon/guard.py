@@ -34,10 +34,10 @@ class Guard:
     tens of iterations: 1000 in a row, the default, is lasting, and one spike at a look is forgotten
     at the next. (Two of two long fits of inpainting fell by 25 dB and more, and were thousands of
     iterations short of where they had been: for that there is ``Backtracking``.) Fits beyond 40 dB
-    waver by more than 10, but not down to 25. Where a growing
-    network goes on to another size, the errors before are no measure. An untrained
-    network's output varies by more than a tenth, and jitter on its input alone by more than 1/1000;
-    of a picture that is flat itself a flat output leaves no error.
+    waver by more than 10, but not down to 25. Where a growing network goes on to another size, the
+    errors before are no measure. An untrained network's output varies by more than a tenth, and
+    jitter on its input alone by more than 1/1000; of a picture that is flat itself a flat output
+    leaves no error.
 
     What is looked at is at hand: nothing is computed by the operator, no random number drawn, so
     that a healthy run has the same bits as without a guard. A look waits for the device, and costs
