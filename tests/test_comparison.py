@@ -161,6 +161,25 @@ def test_super_resolution_is_by_luma_beside_bicubic(tmp_path):
     assert five["DIP_2_scaled − DIP", "difference"].mean == pytest.approx(31.0 - 31.49)
 
 
+@pytest.mark.parametrize("task", ["denoising", "sr"])
+def test_the_last_output_has_a_row_beside_the_average(tmp_path, task):
+    key = "psnr_luma_" if task == "sr" else "psnr_"
+    averaged = {"task": task, "sr_factor": 4, "exp_weight": 0.99, "stopping": "fixed"}
+    for network, more, result in (
+        ("DD", {}, {"stopped": 29.0, "out": 28.0}),
+        ("ConvDecoder", {"exp_weight": 0}, {"stopped": 27.0, "out": 27.0}),
+        ("DIP_orig", {"stopping": "es_wmv"}, {"stopped": 26.0, "out": 25.0}),
+        ("ViT", {}, {"stopped": 24.0}),  # by an older version
+    ):
+        run = made(tmp_path, model_type=network, **{**averaged, **more})
+        named = {key + name: psnr for name, psnr in result.items()}
+        run.write_result({**run.result(), **named, f"{key}bicubic": 20.0})
+    [this] = compare(load([tmp_path]), published=False)
+    measured = {row.method.split(", ")[0] + row.method[-12:]: row.mean for row in this.rows}
+    assert [psnr for method, psnr in measured.items() if "last output" in method] == [28.0]
+    assert {29.0, 27.0, 26.0, 24.0} <= set(measured.values())
+
+
 def test_the_baseline_is_cubic_convolution():
     places = (np.arange(24) + 0.5) / 24
     low = ((np.arange(12) + 0.5) / 12) ** 2  # Keys' kernel makes parabolas of parabolas

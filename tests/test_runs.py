@@ -401,7 +401,8 @@ def test_pairs_are_used_as_they_are(tmp_path, picture):
     run = Run(tmp_path / "runs/sr/DIP_2_scaled/img_001")
     low = images.read(run.folder / "noisy.png").data
     assert np.allclose(low, images.read(sets["sr"] / "img_001_SRF_2_LR.png").data)
-    assert {"psnr_luma_stopped", "psnr_luma_bicubic"} <= set(run.result())
+    keys = {"psnr_luma_out", "psnr_luma_stopped", "psnr_luma_bicubic"}
+    assert keys <= set(run.result())
     assert call(SuperResolutionOptions, f"{common} --sr_factor 4 --folder_path {sets['sr']}") == 2
     assert call(DenoisingOptions, f"{common} --folder_path {sets['polyu']}") == 0
     run = Run(tmp_path / "runs/denoising/DIP_2_scaled/a")

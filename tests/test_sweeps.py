@@ -254,7 +254,7 @@ def test_the_tables_are_of_these_runs(name, runs, quick):
     elif name == "sr_table":
         assert said == {("DIP_orig", 0.01, 2000, 0.03)}
         assert {(o.sr_factor, o.sr_kernel_type, o.exp_weight) for o in found} == {
-            (4, "lanczos2", 0)
+            (4, "lanczos2", 0.99)
         }
     else:
         assert said == {("DIP_orig", 0.01, 1800, jitter) for jitter in (1 / 30, 1 / 20)}

@@ -73,8 +73,9 @@ def compare(
     """A table for each set and degradation among the runs, beside what is quoted or measured.
 
     Measured are the runs' results, mean over seeds: PSNR over all channels, for super-resolution of
-    the luma, with the bicubic enlargement beside it. ``with_peers``: NLM and BM3D on the noisy
-    pictures of denoising runs, which takes a while the first time; ``say`` is told of each.
+    the luma, with the bicubic enlargement beside it. Where the result is the moving average, the
+    last output, which is what some publish, has a row too. ``with_peers``: NLM and BM3D on the
+    noisy pictures of denoising runs, which takes a while the first time; ``say`` is told of each.
 
     The mean is over the pictures that all rows have which tell pictures apart; ``over`` says how
     many these are. Differences are to the published figure of DIP.
@@ -180,10 +181,15 @@ def _setting(record: Record) -> str:
     return f"sigma {config.get('noise_sigma', 0):g}"
 
 
-def _measured(method: str, records: list[Record], value: Callable[[list[Record]], float]) -> Row:
+def _measured(method: str, records: list[Record], key: str) -> Row:
     by_picture = group(records, lambda r: _picture(r)[1])
-    figures = {name: value(runs) for name, runs in by_picture.items()}
+    figures = {name: over_seeds(runs, key)[0] for name, runs in by_picture.items()}
     return Row(method, "measured", {k: v for k, v in figures.items() if not math.isnan(v)})
+
+
+def _by_average(record: Record) -> bool:
+    """Whether the result is the moving average where the run ended."""
+    return bool(record.config.get("exp_weight")) and record.config.get("stopping") == "fixed"
 
 
 def _peers(records: list[Record], say: Callable[[str], None]) -> tuple[list[Row], list[str]]:
@@ -231,13 +237,15 @@ def _compare(
     ]
     rows = quoted(name, setting) if published else []
     names, groups = methods(records)
-    ours = [
-        _measured(_label(names, runs), runs, lambda these: over_seeds(these, key)[0])
-        for runs in groups.values()
-    ]
+    ours = []
+    for runs in groups.values():
+        label = _label(names, runs)
+        ours.append(_measured(label, runs, key))
+        if all(_by_average(run) for run in runs):
+            last = _measured(f"{label}, last output", runs, key.replace("stopped", "out"))
+            ours += [last] if last.psnr else []  # older runs do not tell its luma
     if "luma" in key:
-        baseline = "psnr_luma_bicubic"
-        rows.append(_measured("bicubic", records, lambda these: over_seeds(these, baseline)[0]))
+        rows.append(_measured("bicubic", records, "psnr_luma_bicubic"))
         notes.append("bicubic is cubic convolution, as in the published comparison")
     if with_peers and setting.startswith("sigma") and records[0].config["noise_sigma"]:
         beside, said = _peers(records, say)

@@ -395,6 +395,7 @@ def summarise(
             "ssim_stopped": _finite(metrics.ssim(result.stopped, x)),
         }
         if o.task == "sr":
+            summary["psnr_luma_out"] = _finite(metrics.psnr_luma(result.out, x))
             summary["psnr_luma_stopped"] = _finite(metrics.psnr_luma(result.stopped, x))
             summary["psnr_luma_bicubic"] = _finite(metrics.psnr_luma(tensor(job.seen), x.cpu()))
     return summary
