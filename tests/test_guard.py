@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from dip_recon import images, prepare
+from dip_recon import images, memory, prepare
 from dip_recon.callbacks import Evaluation, Snapshots
 from dip_recon.cli import main as command
 from dip_recon.experiment import main
@@ -65,6 +65,15 @@ def test_a_poisoned_weight_is_put_back(fresh, at, value):
     assert "no finite number" in trouble["what"]
     assert state.lr == trouble["lr"] == 0.0025 and state.precision == "fp32"
     assert result.iterations == 40 and torch.isfinite(result.restored).all()
+
+
+def test_without_room_for_float32_it_stays_in_bfloat16(fresh, monkeypatch):
+    monkeypatch.setattr(memory, "free", lambda device=None: 10**6)
+    state = fresh(guard=Guard(**QUICK), precision="bf16")
+    fit(state, 20, [Poison(12)])
+    [trouble] = state.guard.troubles
+    assert trouble["precision"] == state.precision == "bf16" and state.lr == 0.0025
+    assert "bf16" in state.guard.told()
 
 
 def test_from_where_it_went_back_it_is_a_run_with_a_smaller_rate(fresh):

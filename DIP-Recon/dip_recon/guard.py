@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from . import memory
 from .fit import State, check_finite
 
 KEPT = ("troubles", "gave_up", "_least", "_size", "_first", "_bad")  # in a checkpoint
@@ -45,8 +46,8 @@ class Guard:
 
     Going back puts weights, statistics, optimiser, stopping rule, average and generator where they
     were at the last look at which nothing was wrong, or the beginning. From there the learning rate
-    is a quarter, and what was in bfloat16 in float32. After ``retries`` times it gives up, in the
-    last good state. ``troubles`` has a dict each time: what it was, the number of iterations when
+    is a quarter, and what was in bfloat16 in float32, if memory allows: that takes twice as much.
+    After ``retries`` times it gives up, in the last good state. ``troubles`` has a dict each time: what it was, the number of iterations when
     it was noticed and that it went back to, the learning rate and precision from then on.
     """
 
@@ -114,7 +115,9 @@ class Guard:
         self._bad = dict.fromkeys(TOLD, 0)
         self.gave_up = len(self.troubles) == self.retries
         if not self.gave_up:
-            state.lr, state.precision = CAREFUL * state.lr, "fp32"
+            state.lr = CAREFUL * state.lr
+            if memory.may_double(state.z.device):
+                state.precision = "fp32"
         told = {"what": str(trouble), "noticed": noticed, "back_to": state.iteration}
         self.troubles.append({**told, "lr": state.lr, "precision": state.precision})
         return not self.gave_up

@@ -35,6 +35,13 @@ def free(device: torch.device | None = None) -> int:
     return min(_available(), _of_container(), _of_process())
 
 
+def may_double(device: torch.device) -> bool:
+    """Whether there is room for as much again as this process has taken; True if nobody tells."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] > torch.cuda.memory_reserved(device)
+    return free() > _taken()
+
+
 # of glibc's malloc.h
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _users = 0
@@ -120,8 +127,21 @@ def _of_process() -> int:
         import resource
 
         most, _ = resource.getrlimit(resource.RLIMIT_AS)
-        with open("/proc/self/statm") as file:
-            used = int(file.read().split()[0]) * resource.getpagesize()
+        used = _pages(0)
     except (ImportError, OSError, ValueError):
         return UNKNOWN
     return UNKNOWN if most == resource.RLIM_INFINITY else max(most - used, 0)
+
+
+def _taken() -> int:
+    """Bytes that this process has in memory; 0 if nobody tells."""
+    try:
+        return _pages(1)
+    except (OSError, ValueError, AttributeError):
+        return 0
+
+
+def _pages(which: int) -> int:
+    """Bytes of this process: 0 all it may address, 1 what is in memory (Linux)."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[which]) * os.sysconf("SC_PAGE_SIZE")
