@@ -2,11 +2,13 @@
 
 import errno
 import io
+import math
 import os
 import struct
 import tempfile
 import zlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,9 @@ from conftest import refused
 from PIL import Image, ImageOps
 
 from dip_recon import images
+from dip_recon.images.density import of_tags
 from dip_recon.images.encoding import encode_png16
-from dip_recon.images.large import open_source
+from dip_recon.images.large import create_sink, open_source
 from dip_recon.images.picture import Kind
 
 rng = np.random.default_rng(0)
@@ -387,6 +390,89 @@ def test_what_the_camera_noted_is_carried_over(tmp_path):
             assert images.read(tmp_path / f"b{suffix}").kind.exif == picture.kind.exif
         images.write(tmp_path / "b.tif", picture.data, like=picture)
         assert images.read(tmp_path / "b.tif").kind.exif is None
+
+
+CM = {"resolution": (200.0, 100.0), "resolutionunit": "CENTIMETER"}  # pixels per cm
+
+
+@pytest.mark.parametrize(
+    "name, write, samples",
+    [
+        ("a.png", partial(pil, dpi=(508, 254)), GREY8),
+        ("a.jpg", partial(pil, dpi=(508, 254)), RGB8),
+        ("a.bmp", partial(pil, dpi=(508, 254)), RGB8),
+        ("a.tif", partial(pil, dpi=(508, 254)), RGB8),
+        ("a.tif", partial(tiff, **CM), GREY8),
+        ("a.tif", partial(tiff, **CM), RGBA16),
+        ("a.tif", partial(tiff, photometric="rgb", **CM), np.float32(RGB16 / 65535)),
+        ("a.png", partial(png16, x_pixels_per_unit=20_000, y_pixels_per_unit=10_000,
+                          unit_is_meter=True), RGB16),
+    ],
+)  # fmt: skip
+def test_the_size_of_a_pixel_is_carried_over(tmp_path, name, write, samples):
+    write(tmp_path / name, samples)
+    picture = images.read(tmp_path / name)
+    assert picture.kind.density == pytest.approx((200, 100), rel=1e-3)
+    for suffix in (".png", ".jpg", ".bmp", ".tif"):
+        images.write(tmp_path / f"b{suffix}", picture.data, like=picture)
+        found = images.read(tmp_path / f"b{suffix}").kind.density
+        assert found == pytest.approx((200, 100), rel=5e-3), suffix  # a JPEG has whole numbers
+    images.write(tmp_path / "b.webp", picture.data, like=picture)
+    assert images.read(tmp_path / "b.webp").kind.density is None
+    twice = picture.data.repeat(2, 1).repeat(4, 2)  # smaller pixels
+    images.write(tmp_path / "b.tif", twice, like=picture)
+    assert images.read(tmp_path / "b.tif").kind.density == pytest.approx((800, 200), rel=1e-3)
+    source = open_source(tmp_path / name)
+    with create_sink(tmp_path / "c.tif", source.size, source.channels, source.kind) as sink:
+        sink.write(0, 0, picture.data)
+        sink.close()
+    assert images.read(tmp_path / "c.tif").kind.density == pytest.approx((200, 100), rel=1e-3)
+
+
+@pytest.mark.parametrize("samples", [GREY8, GREY16])
+@pytest.mark.parametrize("unit", ["micron", "\\u00B5m", "um"])
+def test_the_size_of_a_pixel_under_a_microscope(tmp_path, samples, unit):
+    """ImageJ has its unit in words."""
+    described = f"ImageJ=1.53t\nunit={unit}\n"
+    tiff(tmp_path / "a.tif", samples, resolution=(4, 5), resolutionunit=1, description=described)
+    picture = images.read(tmp_path / "a.tif")
+    assert picture.kind.density == pytest.approx((40_000, 50_000))  # 0.25 and 0.2 µm
+    images.write(tmp_path / "b.tif", picture.data, like=picture)
+    with tifffile.TiffFile(tmp_path / "b.tif") as written:
+        tags = written.pages[0].tags
+        assert tags[282].value[0] / tags[282].value[1] == pytest.approx(40_000)
+        assert tags[296].value == 3  # cm
+    images.write(tmp_path / "b.jpg", picture.data, like=picture)  # holds no such number
+    assert images.read(tmp_path / "b.jpg").kind.density is None
+
+
+def test_a_picture_on_its_side_has_pixels_on_their_side(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pil(tmp_path / "a.jpg", RGB8, dpi=(508, 254), exif=exif)
+    tiff(tmp_path / "a.tif", GREY16, extratags=[(274, 3, 1, 6, True)], **CM)
+    for name in ("a.jpg", "a.tif"):
+        assert images.read(tmp_path / name).kind.density == pytest.approx((100, 200))
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {},
+        {282: (1, 0), 283: (1, 0)},
+        {282: (1, 2), 283: math.nan},
+        {282: "many", 283: (1, 2)},
+        {282: ((1, 2), (1, 2)), 283: (1, 2)},
+        {282: (300, 1), 283: (300, 1), 296: 1},
+        {282: (300, 1), 283: (300, 1), 296: 1, 270: "ImageJ=1\nunit=pixel"},
+        {282: (300, 1), 283: (300, 1), 296: 1, 270: b"ImageJ=1\nunit=cm"},
+        {282: (0, 1), 283: (300, 1)},
+        {282: (2**32 - 1, 1), 283: (300, 1)},
+    ],
+)
+def test_what_tells_no_size_of_a_pixel(tags):
+    assert of_tags(tags) is None
+    assert of_tags({282: (254, 1), 283: 254.0}) == pytest.approx((100, 100))
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"Exif\0\0MM\0*\xff\xff\xff\xff"])

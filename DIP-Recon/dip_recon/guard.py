@@ -47,8 +47,9 @@ class Guard:
     Going back puts weights, statistics, optimiser, stopping rule, average and generator where they
     were at the last look at which nothing was wrong, or the beginning. From there the learning rate
     is a quarter, and what was in bfloat16 in float32, if memory allows: that takes twice as much.
-    After ``retries`` times it gives up, in the last good state. ``troubles`` has a dict each time: what it was, the number of iterations when
-    it was noticed and that it went back to, the learning rate and precision from then on.
+    After ``retries`` times it gives up, in the last good state. ``troubles`` has a dict each time:
+    what it was, the number of iterations when it was noticed and that it went back to, the learning
+    rate and precision from then on.
     """
 
     def __init__(self, every: int = 100, patience: int = 10, retries: int = 3) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from .. import memory
 from ..errors import UserError
+from .density import Density, of_page, of_pillow
 from .picture import MAX_PIXELS, Kind
 from .quiet import quiet, quiet_libtiff
 
@@ -31,7 +32,7 @@ _DECOMPRESSORS = {
     tifffile.COMPRESSION.LZMA: partial(lzma.LZMADecompressor, memlimit=2**28),
 }
 _PHOTOMETRIC = 262  # TIFF tag: what the samples stand for; 0 where white is 0
-_ORIENTATION, _CAMERA = 0x0112, 0x8769  # tags of EXIF
+_ORIENTATION, _CAMERA = 0x0112, 0x8769  # tags of EXIF and TIFF
 # Width and height; other pictures in the file, and the maker's own, which point to where they lay.
 _STALE = (0x0100, 0x0101, 0xA002, 0xA003, 0x014A, 0x927C)
 _MOST_EXIF = 65_000  # bytes; a JPEG holds 65,533
@@ -126,7 +127,8 @@ def _decode_pillow(image: Image.Image) -> Decoded:
         values = 65535 - values  # white is 0, which Pillow heeds up to 8 bits
     values = _turn(values, orientation)
     alpha = None if alpha is None else _turn(alpha[..., None], orientation)[..., 0]
-    return values, alpha, replace(kind, exif=exif)
+    density = _turned(of_pillow(image), orientation)
+    return values, alpha, replace(kind, exif=exif, density=density)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -207,7 +209,8 @@ def _decode_png16(path: Path, image: Image.Image) -> Decoded:
         if filled < height:
             raise ValueError(f"{filled} of {height} rows")
     samples = samples.reshape(height, width, info["planes"])  # [H, W, 2 | 3 | 4]
-    samples = _turn(samples, _orientation(image))
+    orientation = _orientation(image)
+    samples = _turn(samples, orientation)
     values, alpha = samples, None
     if info["alpha"]:
         values, alpha = samples[..., :-1], samples[..., -1].copy()
@@ -216,7 +219,7 @@ def _decode_png16(path: Path, image: Image.Image) -> Decoded:
         alpha = np.where(key, 0, 65535).astype(np.uint16)
     space = "grey" if info["greyscale"] else "rgb"
     kind = Kind(space, 16, icc=image.info.get("icc_profile"), exif=_exif(image))
-    return values, alpha, kind
+    return values, alpha, replace(kind, density=_turned(of_pillow(image), orientation))
 
 
 def _colour_type(path: Path) -> int:
@@ -350,14 +353,16 @@ def _decode_tiff(path: Path, place: Place | None) -> Decoded | int:
                 "with deflate, or: pip install imagecodecs"
             ) from None
         samples = np.moveaxis(samples, 0, -1) if page.axes == "SYX" else samples
-        samples = _turn(np.atleast_3d(samples), getattr(page.tags.get(274), "value", 1))
+        orientation = getattr(page.tags.get(_ORIENTATION), "value", 1)
+        samples = _turn(np.atleast_3d(samples), orientation)
         if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
             white = 1 if dtype.kind == "f" else np.iinfo(dtype).max
             grey, alpha = samples[..., :1], samples[..., 1:]
             samples = np.concatenate([white - grey, alpha], axis=-1)
         icc = getattr(page.tags.get(34675), "value", None)
         premultiplied = _ASSOCIATED in page.extrasamples
-    deep = {"bits": 8 * dtype.itemsize, "floating": dtype.kind == "f"}
+        density = _turned(of_page(page), orientation)
+    deep = {"bits": 8 * dtype.itemsize, "floating": dtype.kind == "f", "density": density}
     samples = samples.astype(dtype.newbyteorder("="))
     colours = 4 if cmyk else 3 if samples.shape[-1] > 2 else 1
     values = samples[..., :colours]
@@ -396,6 +401,11 @@ def _turn(samples: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (2, 3, 6, 7):
         samples = samples[:, ::-1]
     return samples
+
+
+def _turned(density: Density | None, orientation: int) -> Density | None:
+    """The density of what ``_turn`` has turned."""
+    return density[::-1] if density and orientation in (5, 6, 7, 8) else density
 
 
 def check_size(path: Path, width: int, height: int, samples: int) -> None:

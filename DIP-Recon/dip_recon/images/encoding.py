@@ -11,6 +11,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
+from .density import per_metre, pillow_options, tiff_options
 from .picture import Kind
 from .quiet import quiet
 
@@ -42,6 +43,7 @@ def tiff_page(
     The samples are [H, W] or [H, W, 2…5]. A page of 8-bit CMYK has no alpha, as Pillow reads none.
     """
     options = {"compression": "zlib", "iccprofile": kind.icc, "metadata": None}
+    options |= tiff_options(kind.density)
     values = _values(data, kind)
     if kind.bits == 1:
         return values[..., 0] > 0, options | {"photometric": "minisblack"}
@@ -99,6 +101,7 @@ def _encode_pillow(image: Image.Image, kind: Kind, suffix: str) -> bytes:
         "TIFF": {"compression": "tiff_adobe_deflate"},
         "JPEG": {"quality": 95, "subsampling": 0},
     }.get(name, {})
+    options |= pillow_options(kind.density, name)
     if kind.icc:
         options["icc_profile"] = kind.icc
     if kind.exif:
@@ -122,6 +125,8 @@ def encode_png16(samples: np.ndarray, kind: Kind) -> bytes:
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0))]
     if kind.icc:
         chunks.append((b"iCCP", b"icc\0\0" + zlib.compress(kind.icc)))
+    if kind.density:
+        chunks.append((b"pHYs", struct.pack(">IIB", *per_metre(kind.density), 1)))
     if kind.exif:
         chunks.append((b"eXIf", kind.exif.removeprefix(b"Exif\0\0")))
     chunks += [(b"IDAT", zlib.compress(filtered.tobytes(), 6)), (b"IEND", b"")]

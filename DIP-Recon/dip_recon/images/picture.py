@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .density import Density
+
 MAX_PIXELS = 400_000_000  # larger headers are refused before anything is decoded
 
 _TIFF = (".tif", ".tiff")
@@ -20,6 +22,7 @@ HOLDS_PALETTE = HOLDS_ONE_BIT = (".png", ".bmp", *_TIFF)
 HOLDS_CMYK = (*_JPEG, *_TIFF)
 HOLDS_ICC = (".png", ".webp", *_JPEG, *_TIFF)
 HOLDS_EXIF = (".png", ".webp", *_JPEG)
+HOLDS_DENSITY = (".png", ".bmp", *_JPEG, *_TIFF)
 HOLDS_DEEP = (".png", *_TIFF)  # more than 8 bits a sample
 HOLDS_FLOAT = _TIFF
 MAX_SIDE = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}
@@ -32,6 +35,7 @@ class Kind:
     space: "grey", "rgb", "palette" or "cmyk". bits: 1, 8 or 16 a sample; 16, 32 or 64 if
     ``floating``. icc: the colour profile, carried over unless the colours were converted (CMYK).
     exif: what a camera noted (date, lens, place), without how it was held, which is applied.
+    density: pixels per centimetre, (across, down), None where it is not known.
     """
 
     space: str
@@ -39,6 +43,7 @@ class Kind:
     floating: bool = False
     icc: bytes | None = field(default=None, repr=False)
     exif: bytes | None = field(default=None, repr=False)
+    density: Density | None = None
 
     def without_palette(self, channels: int) -> Kind:
         """As it is, but grey or RGB, as 1 or 3 ``channels`` are, in the place of a palette."""

@@ -15,6 +15,7 @@ from .. import memory
 from ..errors import UserError
 from ..files import atomic, sync
 from .decoding import check_chain, check_inflated, extra_channel, only_place, segment_bytes
+from .density import of_page, tiff_options
 from .picture import MAX_PIXELS, Kind
 from .quiet import quiet
 from .windows import TYPES, Sink, Source, damaged, kind_of, other_picture, temporary_name
@@ -109,7 +110,8 @@ class _TiffSource(Source):
     def __init__(self, path: Path, page: tifffile.TiffPage) -> None:
         self._planes, self._dtype = page.samplesperpixel, page.dtype
         channels = 3 if self._planes > 2 else 1
-        kind = kind_of(self._dtype, channels, getattr(page.tags.get(_ICC), "value", None))
+        icc = getattr(page.tags.get(_ICC), "value", None)
+        kind = kind_of(self._dtype, channels, icc, of_page(page))
         size = (page.imagelength, page.imagewidth)
         super().__init__(path, size, channels, kind, self._planes > channels)
         self._planar = page.axes == "SYX"
@@ -250,6 +252,7 @@ class TiffSink(Sink):
                 rowsperstrip=max(_STRIP // row, 1),
                 iccprofile=self.kind.icc,
                 metadata=None,
+                **tiff_options(self.kind.density),
             )
             _reserve(path)
 

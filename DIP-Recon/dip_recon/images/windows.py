@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..files import cannot_write, hidden
+from .density import Density
 from .encoding import quantise, sample_type
 from .picture import Kind
 
@@ -217,10 +218,16 @@ class Sink:
         """Close what is open; most formats have nothing."""
 
 
-def kind_of(dtype: np.dtype, channels: int, icc: bytes | None = None) -> Kind:
+def kind_of(
+    dtype: np.dtype,
+    channels: int,
+    icc: bytes | None = None,
+    density: Density | None = None,
+) -> Kind:
     """The kind of a picture that stores 1 or 3 channels as samples of one of ``TYPES``."""
     space = "grey" if channels == 1 else "rgb"
-    return Kind(space, 8 * dtype.itemsize, dtype.kind == "f", icc)
+    floating = dtype.kind == "f"
+    return Kind(space, 8 * dtype.itemsize, floating, icc, density=density)
 
 
 def temporary_name(path: Path) -> Path:

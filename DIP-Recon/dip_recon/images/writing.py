@@ -17,6 +17,7 @@ from .picture import (
     HOLDS_ALPHA,
     HOLDS_CMYK,
     HOLDS_DEEP,
+    HOLDS_DENSITY,
     HOLDS_EXIF,
     HOLDS_FLOAT,
     HOLDS_ICC,
@@ -142,7 +143,11 @@ def _nearest_kind(like: Picture, data: np.ndarray, suffix: str) -> Kind:
         bits = 8
     icc = kind.icc if suffix in HOLDS_ICC and colours == len(like.data) else None
     exif = kind.exif if suffix in HOLDS_EXIF else None
-    return Kind(space, bits, floating, icc, exif)
+    density = kind.density if suffix in HOLDS_DENSITY else None
+    if density:  # what is enlarged has smaller pixels
+        down, across = (n / m for n, m in zip(data.shape[1:], like.size, strict=True))
+        density = (density[0] * across, density[1] * down)
+    return Kind(space, bits, floating, icc, exif, density)
 
 
 def _alpha_for(alpha: np.ndarray, size: tuple[int, int], kind: Kind) -> np.ndarray:
