@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from dip_recon import images, models
 from dip_recon.flags import parse, read
@@ -70,3 +71,12 @@ def test_pictures_are_there():
     for path in re.findall(r"!\[.*?\]\((.*?)\)", README):
         picture = images.read(Path(__file__).parents[1] / path)
         assert np.isfinite(picture.data).all()
+
+
+def test_the_citation_is_of_this_version():
+    root = Path(__file__).parents[1]
+    cited = yaml.safe_load((root / "CITATION.cff").read_text())
+    project = (root / "pyproject.toml").read_text()
+    for name in ("version", "license"):
+        assert f'\n{name} = "{cited[name]}"\n' in project
+    assert all(f"{work['title']}}}" in README for work in cited["references"])
