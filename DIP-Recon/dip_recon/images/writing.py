@@ -89,7 +89,8 @@ def check_writable(path: str | os.PathLike, size: tuple[int, int] = (1, 1)) -> N
 def lost(path: str | os.PathLike, kind: Kind, has_alpha: bool) -> str:
     """What of a picture of this kind a file of this suffix does not hold, in words; "" if nothing.
 
-    A .zarr holds all but CMYK and colour profiles. What a camera noted is not told of.
+    A .zarr holds all but CMYK and colour profiles. Of what a camera noted and of the size of
+    a pixel nothing is said.
     """
     suffix = Path(path).suffix.lower()
     words = ["transparency"] * (has_alpha and suffix not in (*HOLDS_ALPHA, ".zarr"))
