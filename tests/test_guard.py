@@ -136,7 +136,7 @@ def test_what_has_collapsed_for_long_is_put_back_and_a_dip_is_not(fresh):
     def spoilt(until):
         def spoil(state):
             if 40 < state.iteration <= until and not state.guard.troubles:
-                state.measured = state.measured + 0.5
+                state.measured = state.measured + 3
                 state.guard._first = None  # by which it would be astray as well
 
         return spoil
@@ -145,13 +145,60 @@ def test_what_has_collapsed_for_long_is_put_back_and_a_dip_is_not(fresh):
         state = fresh(guard=Guard(every=5, patience=4), lr=0.02)
         look = state.guard.look
         spoil = spoilt(until)
-        state.guard.look = lambda s, spoil=spoil, look=look: (spoil(s), look(s))
+        state.guard.look = lambda s, last, spoil=spoil, look=look: (spoil(s), look(s, last))
         fit(state, 80)
         assert len(state.guard.troubles) == troubles, until
     assert "collapsed" in state.guard.troubles[0]["what"]
     assert state.guard.troubles[0] | {"what": ""} == {
-        "what": "", "noticed": 60, "back_to": 40, "lr": 0.005, "precision": "fp32",
+        "what": "", "noticed": 50, "back_to": 40, "lr": 0.005, "precision": "fp32",
     }  # fmt: skip
+
+
+class Fall:
+    """A callback after which what ``State.measured`` tells is off, in these iterations."""
+
+    def __init__(self, *iterations):
+        self.left = list(iterations)
+
+    def __call__(self, state):
+        if self.left and state.iteration == self.left[0]:
+            state.measured = state.measured + 3
+            self.left.pop(0)
+
+
+def falling(state, *iterations):
+    """The state, whose guard sees falls at these iterations, one after the other."""
+    look, fall = state.guard.look, Fall(*iterations)
+    state.guard.look = lambda s, last: (fall(s), look(s, last))
+    return state
+
+
+def test_a_run_does_not_end_in_a_fall(fresh):
+    state = falling(fresh(guard=Guard(**QUICK)), 33)
+    expected = fresh()
+    fit(expected, 30)
+    expected.lr /= 4
+    result, expected = fit(state, 33), fit(expected, 33)
+    [trouble] = state.guard.troubles
+    assert (trouble["noticed"], trouble["back_to"]) == (33, 30) and "collapsed" in trouble["what"]
+    assert torch.equal(result.out, expected.out) and result.iterations == 33
+    state = falling(fresh(guard=Guard(**QUICK)), 32)
+    fit(state, 33)
+    assert not state.guard.troubles, "it was back before"
+
+
+def test_a_look_at_the_end_leaves_nothing(fresh):
+    """So that a run that is made longer has the bits of one that was long from the beginning."""
+    state = fresh(guard=Guard(**QUICK))
+    fit(state, 13)
+    assert state.guard._good["iteration"] == 10 and len(state.guard._errors) == 2
+
+
+def test_float32_comes_with_the_second_collapse(fresh):
+    state = falling(fresh(guard=Guard(every=5, patience=6), precision="bf16"), 20, 25, 20, 25)
+    fit(state, 40)
+    assert [t["precision"] for t in state.guard.troubles] == ["bf16", "fp32"]
+    assert [t["back_to"] for t in state.guard.troubles] == [15, 15]
 
 
 def test_stuck_at_grey_is_noticed_and_a_flat_picture_is_not(fresh):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 import torch
 from torch import Tensor
@@ -10,8 +11,9 @@ from torch import Tensor
 from . import memory
 from .fit import State, check_finite
 
-KEPT = ("troubles", "gave_up", "_least", "_size", "_first", "_bad")  # in a checkpoint
+KEPT = ("troubles", "gave_up", "_errors", "_size", "_first", "_bad")  # in a checkpoint
 CAREFUL = 0.25  # factor on the learning rate, each time
+USUAL = 10  # good looks whose errors tell what is usual
 TOLD = {
     "astray": "the fit is further off than where it began",
     "collapse": "the fit has collapsed, and not come back",
@@ -25,20 +27,20 @@ class Guard:
     It looks every ``every`` iterations, and whoever else finds no finite number tells it too:
 
     - *no number*: the loss, a weight or a statistic is NaN or infinite;
-    - *collapse*: at ``patience`` looks in a row the mean squared error to the measurement is more
-      than 10 times its least so far (10 dB in PSNR), and more than 1/300 (25 dB);
-    - *astray*: at as many it is more than 1.2 times that of the very first output;
+    - *collapse*: at a third of ``patience`` looks in a row the mean squared error to the
+      measurement is more than 10 times what is usual (10 dB in PSNR), the median of the last good
+      looks, and more than 1/2000 (33 dB); where the run ends once will do, and 1e-4 (40 dB);
+    - *astray*: at ``patience`` looks in a row it is more than 1.2 times that of the first output;
     - *grey*: at ``patience`` looks in a row no channel of the output varies by more than 1/1000 in
       space, though that leaves an error to the measurement of more than 1e-4 (40 dB).
 
     Healthy fits do not come near. DIP's error rises now and then, by 5 to 20 dB, and is back in
-    tens of iterations: 1000 in a row, the default, is lasting, and one spike at a look is forgotten
-    at the next. (Two of two long fits of inpainting fell by 25 dB and more, and were thousands of
-    iterations short of where they had been: for that there is ``Backtracking``.) Fits beyond 40 dB
-    waver by more than 10, but not down to 25. Where a growing network goes on to another size, the
-    errors before are no measure. An untrained network's output varies by more than a tenth, and
-    jitter on its input alone by more than 1/1000; of a picture that is flat itself a flat output
-    leaves no error.
+    tens of iterations: 200 and more, the default, are lasting, and one spike at a look is forgotten
+    at the next. (Two of two long fits of inpainting at a learning rate of 0.001 fell by 25 dB and
+    more, and were thousands of iterations short of where they had been.) Fits beyond 40 dB waver by
+    more than 10. Where a growing network goes on to another size, the errors before are no measure.
+    An untrained network's output varies by more than a tenth, and jitter on its input alone by more
+    than 1/1000; of a picture that is flat itself a flat output leaves no error.
 
     What is looked at is at hand: nothing is computed by the operator, no random number drawn, so
     that a healthy run has the same bits as without a guard. A look waits for the device, and costs
@@ -46,10 +48,10 @@ class Guard:
 
     Going back puts weights, statistics, optimiser, stopping rule, average and generator where they
     were at the last look at which nothing was wrong, or the beginning. From there the learning rate
-    is a quarter, and what was in bfloat16 in float32, if memory allows: that takes twice as much.
-    After ``retries`` times it gives up, in the last good state. ``troubles`` has a dict each time:
-    what it was, the number of iterations when it was noticed and that it went back to, the learning
-    rate and precision from then on.
+    is a quarter, and but for a first collapse what was in bfloat16 is in float32, if memory allows:
+    that takes twice as much. After ``retries`` times it gives up, in the last good state.
+    ``troubles`` has a dict each time: what it was, the number of iterations when it was noticed and
+    that it went back to, the learning rate and precision from then on.
     """
 
     def __init__(self, every: int = 100, patience: int = 10, retries: int = 3) -> None:
@@ -57,23 +59,34 @@ class Guard:
         self.troubles: list[dict] = []
         self.gave_up = False
         self._good: dict | None = None  # the state's dict, copied
-        self._least, self._size = math.inf, []
+        self._errors: list[float] = []  # of the last good looks
+        self._size: list[int] = []
         self._first: Tensor | None = None  # error of the first output
         self._bad = dict.fromkeys(TOLD, 0)  # looks in a row
 
-    def look(self, state: State) -> None:
+    def look(self, state: State, last: bool = False) -> None:
         """Look at the state, and note it if it is good; called after every iteration.
+
+        ``last``: the run ends here, and not by its stopping rule, which has its picture already.
 
         Raises FloatingPointError, saying what is wrong, when the fit is lost.
         """
         if state.iteration == 1:
             check_finite(state)
             self._first, self._size = _error(state), list(state.problem.y.shape)
-        if state.iteration % self.every:
+        at = state.iteration % self.every == 0
+        if not (at or last):
             return
-        self._check(state)
-        if not any(self._bad.values()):
-            self._note(state)
+        error, wrong = self._found(state, 1e-4 if last else 1 / 2000)
+        if at:
+            self._bad = {what: self._bad[what] + 1 if so else 0 for what, so in wrong.items()}
+            if not any(wrong.values()):
+                self._errors = [*self._errors, error][-USUAL:]
+                self._note(state)
+        enough = dict.fromkeys(TOLD, self.patience) | {"collapse": max(self.patience // 3, 2)}
+        for what, looks in self._bad.items():
+            if looks >= enough[what] or (last and what == "collapse" and wrong[what]):
+                raise FloatingPointError(f"{TOLD[what]}, at iteration {state.iteration}")
 
     def begin(self, state: State) -> None:
         """What is there before the first step is good, unless something is known to be."""
@@ -84,7 +97,8 @@ class Guard:
         self._good = None  # first, so that there are never two copies
         self._good = _copied(state.state_dict(guarded=False))
 
-    def _check(self, state: State) -> None:
+    def _found(self, state: State, collapsed: float) -> tuple[float, dict[str, bool]]:
+        """The error, and what is wrong; ``collapsed``: the error above which that may be."""
         check_finite(state)
         tensors = [*state.network.parameters(), *state.network.buffers()]
         sums = [t.detach().sum(dtype=torch.float64) for t in tensors if t.is_floating_point()]
@@ -97,17 +111,13 @@ class Guard:
         size = list(state.problem.y.shape)
         if size != self._size:
             self._first = None if self._size else self._first
-            self._least, self._size = math.inf, size
-        self._least = min(error, self._least)
-        wrong = {
+            self._errors, self._size = [], size
+        usual = statistics.median(self._errors or [error])
+        return error, {
             "astray": self._first is not None and error > 1.2 * first,
-            "collapse": error > max(10 * self._least, 1 / 300),
+            "collapse": error > max(10 * usual, collapsed),
             "grey": spread < 1e-3 and error > 1e-4,
         }
-        for what, so in wrong.items():
-            self._bad[what] = self._bad[what] + 1 if so else 0
-            if self._bad[what] >= self.patience:
-                raise FloatingPointError(f"{TOLD[what]}, at iteration {state.iteration}")
 
     def go_back(self, state: State, trouble: FloatingPointError) -> bool:
         """Put the last good state back, and be more careful from there; False once it gives up."""
@@ -117,7 +127,8 @@ class Guard:
         self.gave_up = len(self.troubles) == self.retries
         if not self.gave_up:
             state.lr = CAREFUL * state.lr
-            if memory.may_double(state.z.device):
+            first = not self.troubles and str(trouble).startswith(TOLD["collapse"])
+            if not first and memory.may_double(state.z.device):
                 state.precision = "fp32"
         told = {"what": str(trouble), "noticed": noticed, "back_to": state.iteration}
         self.troubles.append({**told, "lr": state.lr, "precision": state.precision})
@@ -155,7 +166,7 @@ def _is_whole(saved: dict) -> bool:
     troubles = [(t["lr"], t["precision"]) for t in saved["troubles"]]
     return (
         isinstance(saved["gave_up"], bool)
-        and isinstance(saved["_least"], float)
+        and all(isinstance(error, float) for error in saved["_errors"])
         and isinstance(saved["_size"], list)
         and (first is None or (isinstance(first, Tensor) and first.ndim == 0))
         and bad.keys() == TOLD.keys()
