@@ -27,9 +27,9 @@ class Guard:
     It looks every ``every`` iterations, and whoever else finds no finite number tells it too:
 
     - *no number*: the loss, a weight or a statistic is NaN or infinite;
-    - *collapse*: at a third of ``patience`` looks in a row the mean squared error to the
-      measurement is more than 10 times what is usual (10 dB in PSNR), the median of the last good
-      looks, and more than 1/2000 (33 dB); where the run ends once will do, and 1e-4 (40 dB);
+    - *collapse*: at a third of ``patience`` looks in a row, or where the run ends, the mean squared
+      error to the measurement is more than 10 times what is usual (10 dB in PSNR), the median of
+      the last good looks, and more than 1e-4 (40 dB);
     - *astray*: at ``patience`` looks in a row it is more than 1.2 times that of the first output;
     - *grey*: at ``patience`` looks in a row no channel of the output varies by more than 1/1000 in
       space, though that leaves an error to the measurement of more than 1e-4 (40 dB).
@@ -77,7 +77,7 @@ class Guard:
         at = state.iteration % self.every == 0
         if not (at or last):
             return
-        error, wrong = self._found(state, 1e-4 if last else 1 / 2000)
+        error, wrong = self._found(state)
         if at:
             self._bad = {what: self._bad[what] + 1 if so else 0 for what, so in wrong.items()}
             if not any(wrong.values()):
@@ -97,8 +97,8 @@ class Guard:
         self._good = None  # first, so that there are never two copies
         self._good = _copied(state.state_dict(guarded=False))
 
-    def _found(self, state: State, collapsed: float) -> tuple[float, dict[str, bool]]:
-        """The error, and what is wrong; ``collapsed``: the error above which that may be."""
+    def _found(self, state: State) -> tuple[float, dict[str, bool]]:
+        """The error, and what is wrong."""
         check_finite(state)
         tensors = [*state.network.parameters(), *state.network.buffers()]
         sums = [t.detach().sum(dtype=torch.float64) for t in tensors if t.is_floating_point()]
@@ -115,7 +115,7 @@ class Guard:
         usual = statistics.median(self._errors or [error])
         return error, {
             "astray": self._first is not None and error > 1.2 * first,
-            "collapse": error > max(10 * usual, collapsed),
+            "collapse": error > max(10 * usual, 1e-4),
             "grey": spread < 1e-3 and error > 1e-4,
         }
 
