@@ -36,8 +36,8 @@ class Guard:
 
     Healthy fits do not come near. DIP's error rises now and then, by 5 to 20 dB, and is back in
     tens of iterations: 200 and more, the default, are lasting, and one spike at a look is forgotten
-    at the next. (Two of two long fits of inpainting at a learning rate of 0.001 fell by 25 dB and
-    more, and were thousands of iterations short of where they had been.) Fits beyond 40 dB waver by
+    at the next. (Four of four long fits of inpainting at a learning rate of 0.001 fell by 20 to 30
+    dB, and were thousands of iterations short of where they had been.) Fits beyond 40 dB waver by
     more than 10. Where a growing network goes on to another size, the errors before are no measure.
     An untrained network's output varies by more than a tenth, and jitter on its input alone by more
     than 1/1000; of a picture that is flat itself a flat output leaves no error.
