@@ -36,11 +36,12 @@ class Guard:
 
     Healthy fits do not come near. DIP's error rises now and then, by 5 to 20 dB, and is back in
     tens of iterations: 200 and more, the default, are lasting, and one spike at a look is forgotten
-    at the next. (Four of four long fits of inpainting at a learning rate of 0.001 fell by 20 to 30
-    dB, and were thousands of iterations short of where they had been.) Fits beyond 40 dB waver by
-    more than 10. Where a growing network goes on to another size, the errors before are no measure.
-    An untrained network's output varies by more than a tenth, and jitter on its input alone by more
-    than 1/1000; of a picture that is flat itself a flat output leaves no error.
+    at the next. (Four of four long fits of inpainting at a learning rate of 0.001 fell by about 20
+    dB and more; what had been left so was thousands of iterations short of where it had been.) Fits
+    beyond 40 dB waver by more than 10. Where a growing network goes on to another size, the errors
+    before are no measure. An untrained network's output varies by more than a tenth, and jitter on
+    its input alone by more than 1/1000; of a picture that is flat itself a flat output leaves no
+    error.
 
     What is looked at is at hand: nothing is computed by the operator, no random number drawn, so
     that a healthy run has the same bits as without a guard. A look waits for the device, and costs
