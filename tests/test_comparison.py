@@ -168,7 +168,7 @@ def test_the_last_output_has_a_row_beside_the_average(tmp_path, task):
     for network, more, result in (
         ("DD", {}, {"stopped": 29.0, "out": 28.0}),
         ("ConvDecoder", {"exp_weight": 0}, {"stopped": 27.0, "out": 27.0}),
-        ("DIP_orig", {"stopping": "es_wmv"}, {"stopped": 26.0, "out": 25.0}),
+        ("DIP_orig", {"stopping": "ES-WMV"}, {"stopped": 26.0, "out": 25.0}),
         ("ViT", {}, {"stopped": 24.0}),  # by an older version
     ):
         run = made(tmp_path, model_type=network, **{**averaged, **more})

@@ -154,22 +154,17 @@ def test_what_has_collapsed_for_long_is_put_back_and_a_dip_is_not(fresh):
     }  # fmt: skip
 
 
-class Fall:
-    """A callback after which what ``State.measured`` tells is off, in these iterations."""
-
-    def __init__(self, *iterations):
-        self.left = list(iterations)
-
-    def __call__(self, state):
-        if self.left and state.iteration == self.left[0]:
-            state.measured = state.measured + 3
-            self.left.pop(0)
-
-
 def falling(state, *iterations):
-    """The state, whose guard sees falls at these iterations, one after the other."""
-    look, fall = state.guard.look, Fall(*iterations)
-    state.guard.look = lambda s, last: (fall(s), look(s, last))
+    """The state, whose guard sees a fall at each of these iterations, in this order."""
+    look, left = state.guard.look, list(iterations)
+
+    def looked(s, last):
+        if left and s.iteration == left[0]:
+            s.measured = s.measured + 3
+            left.pop(0)
+        look(s, last)
+
+    state.guard.look = looked
     return state
 
 

@@ -21,6 +21,10 @@ TOLD = {
 }
 
 
+class Collapse(FloatingPointError):
+    """A fit that was good is so no more, though its numbers are finite."""
+
+
 class Guard:
     """Go back to the last good state when a fit is lost, and go on more carefully.
 
@@ -87,7 +91,8 @@ class Guard:
         enough = dict.fromkeys(TOLD, self.patience) | {"collapse": max(self.patience // 3, 2)}
         for what, looks in self._bad.items():
             if looks >= enough[what] or (last and what == "collapse" and wrong[what]):
-                raise FloatingPointError(f"{TOLD[what]}, at iteration {state.iteration}")
+                trouble = Collapse if what == "collapse" else FloatingPointError
+                raise trouble(f"{TOLD[what]}, at iteration {state.iteration}")
 
     def begin(self, state: State) -> None:
         """What is there before the first step is good, unless something is known to be."""
@@ -128,8 +133,8 @@ class Guard:
         self.gave_up = len(self.troubles) == self.retries
         if not self.gave_up:
             state.lr = CAREFUL * state.lr
-            first = not self.troubles and str(trouble).startswith(TOLD["collapse"])
-            if not first and memory.may_double(state.z.device):
+            first_fall = not self.troubles and isinstance(trouble, Collapse)
+            if not first_fall and memory.may_double(state.z.device):
                 state.precision = "fp32"
         told = {"what": str(trouble), "noticed": noticed, "back_to": state.iteration}
         self.troubles.append({**told, "lr": state.lr, "precision": state.precision})

@@ -66,15 +66,15 @@ def _number(value: Any) -> float:
 
 
 def pillow_options(density: Density | None, name: str) -> dict[str, Any]:
-    """What Pillow is to write of it into a file of the format ``name``, if that holds it."""
+    """What Pillow is to write of it into a PNG, BMP, TIFF or JPEG, whatever ``name`` says."""
     if density is None:
         return {}
     across, down = density
     if name == "TIFF":
         return {"resolution_unit": "cm", "x_resolution": across, "y_resolution": down}
     dots = (across * INCH, down * INCH)
-    holds = {"PNG": True, "BMP": True, "JPEG": min(dots) >= 1 and max(dots) <= _JPEG}
-    return {"dpi": dots} if holds.get(name) else {}
+    beyond = name == "JPEG" and not (min(dots) >= 1 and max(dots) <= _JPEG)
+    return {} if beyond else {"dpi": dots}
 
 
 def tiff_options(density: Density | None) -> dict[str, Any]:
