@@ -94,6 +94,17 @@ def test_memory_is_bounded_by_the_samples():
     assert rule.outputs.shape == (10, 100)
 
 
+def test_the_same_values_are_looked_at_however_the_picture_lies_in_memory():
+    rule = stopping.WindowedVariance(samples=100)
+    out = torch.rand(1, 3, 16, 20)
+    larger = torch.zeros(1, 3, 24, 24).contiguous(memory_format=torch.channels_last)
+    larger[..., 2:18, 3:23] = out
+    values = rule._sample(out)
+    assert len(values.unique()) == 100 and torch.isin(values, out).all()
+    for same in (out.contiguous(memory_format=torch.channels_last), larger[..., 2:18, 3:23], out):
+        assert torch.equal(rule._sample(same), values)
+
+
 @pytest.mark.parametrize("name", list(stopping.RULES))
 def test_resumed_rule_decides_alike(name, tmp_path):
     settings = {"patience": 12, "window": 5, "mns_hold": 16, "least": 12}
