@@ -125,14 +125,16 @@ def test_pages_of_both_writers_are_alike(tmp_path):
 @pytest.mark.parametrize("imagej", [False, True])
 @pytest.mark.parametrize("stack", [GREY8, GREY16, RGB8], ids=["grey8", "grey16", "rgb8"])
 def test_stacks_of_imagej_and_tifffile_in_many_pages_and_in_one(tmp_path, stack, imagej, truncate):
-    save(tmp_path / "a.tif", stack, imagej=imagej, truncate=truncate)
+    scale = {"resolution": (4, 5), "metadata": {"unit": "um"}} if imagej else {}
+    save(tmp_path / "a.tif", stack, imagej=imagej, truncate=truncate, **scale)
     with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
         assert len(tiff.pages) == (1 if truncate else N)
     assert images.count_frames(tmp_path / "a.tif") == N
     for i in (N - 1, 0, 1):
-        data = images.read_frame(tmp_path / "a.tif", i).data
+        frame = images.read_frame(tmp_path / "a.tif", i)
         expected = np.atleast_3d(stack[i]).transpose(2, 0, 1) / np.iinfo(stack.dtype).max
-        np.testing.assert_allclose(data, expected, atol=1e-7)
+        np.testing.assert_allclose(frame.data, expected, atol=1e-7)
+        assert frame.kind.density == (pytest.approx((40_000, 50_000)) if imagej else None)
     refused(lambda: images.read(tmp_path / "a.tif"), "a.tif", f"holds {N} pages", "file of its own")
 
 

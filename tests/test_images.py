@@ -413,12 +413,10 @@ def test_the_size_of_a_pixel_is_carried_over(tmp_path, name, write, samples):
     write(tmp_path / name, samples)
     picture = images.read(tmp_path / name)
     assert picture.kind.density == pytest.approx((200, 100), rel=1e-3)
-    for suffix in (".png", ".jpg", ".bmp", ".tif"):
+    for suffix in images.WRITABLE:
         images.write(tmp_path / f"b{suffix}", picture.data, like=picture)
         found = images.read(tmp_path / f"b{suffix}").kind.density
         assert found == pytest.approx((200, 100), rel=5e-3), suffix  # a JPEG has whole numbers
-    images.write(tmp_path / "b.webp", picture.data, like=picture)
-    assert images.read(tmp_path / "b.webp").kind.density is None
     twice = picture.data.repeat(2, 1).repeat(4, 2)  # smaller pixels
     images.write(tmp_path / "b.tif", twice, like=picture)
     assert images.read(tmp_path / "b.tif").kind.density == pytest.approx((800, 200), rel=1e-3)
@@ -453,6 +451,43 @@ def test_a_picture_on_its_side_has_pixels_on_their_side(tmp_path):
     tiff(tmp_path / "a.tif", GREY16, extratags=[(274, 3, 1, 6, True)], **CM)
     for name in ("a.jpg", "a.tif"):
         assert images.read(tmp_path / name).kind.density == pytest.approx((100, 200))
+
+
+@pytest.mark.parametrize("suffix", images.WRITABLE)
+@pytest.mark.parametrize("samples", [GREY8, RGB16])
+def test_the_size_of_a_pixel_that_a_format_does_not_hold(tmp_path, suffix, samples):
+    """Pixels of a nanometre enlarged eight times, and pixels of metres in whole numbers."""
+    data = np.ones((1 if samples is GREY8 else 3, 4, 4))
+    bits = 8 if samples is GREY8 else 16
+    for density, factor in (((1e7, 1e7), 8), ((0.004, 0.02), 1), (None, 1)):
+        kind = images.Kind("grey" if samples is GREY8 else "rgb", bits, density=density)
+        like = images.Picture(data, None, kind, tmp_path / "a.tif")
+        enlarged = data.repeat(factor, 1).repeat(factor, 2)
+        images.write(tmp_path / f"b{suffix}", enlarged, like=like)
+        found = images.read(tmp_path / f"b{suffix}").kind.density
+        assert found is None or (factor == 1 and found == pytest.approx(density, rel=0.02))
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.webp", "a.png"])
+def test_a_cameras_size_of_a_pixel(tmp_path, name):
+    """It is not left behind as it was in EXIF, and none is invented where there is none."""
+    exif = Image.Exif()
+    exif[0x0110] = "Cam"
+    pil(tmp_path / name, RGB8, exif=exif)
+    assert images.read(tmp_path / name).kind.density is None
+    exif[0x011A], exif[0x011B], exif[0x0128] = 254.0, 508.0, 2
+    pil(tmp_path / name, RGB8, exif=exif)
+    picture = images.read(tmp_path / name)
+    assert picture.kind.density == pytest.approx((100, 200))
+    for suffix in images.WRITABLE:
+        twice = picture.data.repeat(2, 1).repeat(2, 2)
+        images.write(tmp_path / f"b{suffix}", twice, like=picture)
+        again = images.read(tmp_path / f"b{suffix}")
+        assert again.kind.density == pytest.approx((200, 400), rel=5e-3), suffix
+        with Image.open(tmp_path / f"b{suffix}") as written:
+            noted = written.getexif()
+            assert suffix in (".bmp", ".tif", ".tiff") or noted[0x0110] == "Cam"
+            assert suffix in (".webp", ".tif", ".tiff") or 0x011A not in noted
 
 
 @pytest.mark.parametrize(

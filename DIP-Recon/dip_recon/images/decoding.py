@@ -17,7 +17,7 @@ from PIL import Image
 
 from .. import memory
 from ..errors import UserError
-from .density import Density, of_page, of_pillow
+from .density import DESCRIPTION, UNIT, Density, X, Y, of_page, of_pillow
 from .picture import MAX_PIXELS, Kind
 from .quiet import quiet, quiet_libtiff
 
@@ -33,8 +33,9 @@ _DECOMPRESSORS = {
 }
 _PHOTOMETRIC = 262  # TIFF tag: what the samples stand for; 0 where white is 0
 _ORIENTATION, _CAMERA = 0x0112, 0x8769  # tags of EXIF and TIFF
-# Width and height; other pictures in the file, and the maker's own, which point to where they lay.
-_STALE = (0x0100, 0x0101, 0xA002, 0xA003, 0x014A, 0x927C)
+# Width, height and density, which ``Kind`` has; other pictures in the file, and the maker's own,
+# which point to where they lay.
+_STALE = (0x0100, 0x0101, 0xA002, 0xA003, X, Y, UNIT, 0x014A, 0x927C)
 _MOST_EXIF = 65_000  # bytes; a JPEG holds 65,533
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
 _ASSOCIATED = tifffile.EXTRASAMPLE.ASSOCALPHA  # colours are stored times alpha
@@ -84,6 +85,7 @@ def decode(path: Path, place: Place | None = None) -> Decoded:
             return page
     # not by its name: then Pillow maps some TIFFs, wrongly where they lie on their side
     with path.open("rb") as file, _opened(path, file) as image:
+        described = image.tag_v2.get(DESCRIPTION) if image.format == "TIFF" else None
         if page is not None:
             image.seek(page)
         check_size(path, image.width, image.height, len(image.getbands()))
@@ -103,7 +105,7 @@ def decode(path: Path, place: Place | None = None) -> Decoded:
                 image.info["transparency"] = key * (255 // (2**depth - 1))
             if depth == 16 and colour_type != 0:
                 return _decode_png16(path, image)
-        return _decode_pillow(image)
+        return _decode_pillow(image, described)
 
 
 def _opened(path: Path, file: BinaryIO) -> Image.Image:
@@ -115,20 +117,21 @@ def _opened(path: Path, file: BinaryIO) -> Image.Image:
         ) from None
 
 
-def _decode_pillow(image: Image.Image) -> Decoded:
-    """See ``decode``: pictures of up to 8 bits a sample, and 16-bit grey."""
+def _decode_pillow(image: Image.Image, described: str | None) -> Decoded:
+    """See ``decode``: pictures of up to 8 bits a sample, and 16-bit grey; ``described``: as for
+    ``of_pillow``."""
     icc = image.info.get("icc_profile")
     key = image.info.get("transparency")
     with quiet_libtiff() if image.format == "TIFF" else nullcontext():
         image.load()
-    orientation, exif = _orientation(image), _exif(image)
+    orientation, density = _orientation(image), of_pillow(image, described)
+    exif = _exif(image)
     values, alpha, kind = _samples(image, key, icc)
     if kind.bits == 16 and image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0:
         values = 65535 - values  # white is 0, which Pillow heeds up to 8 bits
     values = _turn(values, orientation)
     alpha = None if alpha is None else _turn(alpha[..., None], orientation)[..., 0]
-    density = _turned(of_pillow(image), orientation)
-    return values, alpha, replace(kind, exif=exif, density=density)
+    return values, alpha, replace(kind, exif=exif, density=_turned(density, orientation))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -140,7 +143,10 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _exif(image: Image.Image) -> bytes | None:
-    """What a camera noted, see ``Kind``; None if nothing, or nothing that can be read."""
+    """What a camera noted, see ``Kind``; None if nothing, or nothing that can be read.
+
+    What ``Kind`` has elsewhere is taken from the image's own: read it before.
+    """
     if image.format == "TIFF":  # whose tags say how its samples lie
         return None
     try:
@@ -209,7 +215,7 @@ def _decode_png16(path: Path, image: Image.Image) -> Decoded:
         if filled < height:
             raise ValueError(f"{filled} of {height} rows")
     samples = samples.reshape(height, width, info["planes"])  # [H, W, 2 | 3 | 4]
-    orientation = _orientation(image)
+    orientation, density, exif = _orientation(image), of_pillow(image), _exif(image)
     samples = _turn(samples, orientation)
     values, alpha = samples, None
     if info["alpha"]:
@@ -218,8 +224,9 @@ def _decode_png16(path: Path, image: Image.Image) -> Decoded:
         key = (samples == np.array(reader.transparent, np.uint16)).all(-1)
         alpha = np.where(key, 0, 65535).astype(np.uint16)
     space = "grey" if info["greyscale"] else "rgb"
-    kind = Kind(space, 16, icc=image.info.get("icc_profile"), exif=_exif(image))
-    return values, alpha, replace(kind, density=_turned(of_pillow(image), orientation))
+    density = _turned(density, orientation)
+    kind = Kind(space, 16, icc=image.info.get("icc_profile"), exif=exif, density=density)
+    return values, alpha, kind
 
 
 def _colour_type(path: Path) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from .density import per_metre, pillow_options, tiff_options
+from .density import per_metre, pillow_options, tiff_options, with_tags
 from .picture import Kind
 from .quiet import quiet
 
@@ -104,8 +104,9 @@ def _encode_pillow(image: Image.Image, kind: Kind, suffix: str) -> bytes:
     options |= pillow_options(kind.density, name)
     if kind.icc:
         options["icc_profile"] = kind.icc
-    if kind.exif:
-        options["exif"] = kind.exif
+    exif = with_tags(kind.exif, kind.density) if name == "WEBP" else kind.exif
+    if exif:
+        options["exif"] = exif
     if "transparency" in image.info:
         options["transparency"] = image.info["transparency"]
     buffer = io.BytesIO()
@@ -125,8 +126,8 @@ def encode_png16(samples: np.ndarray, kind: Kind) -> bytes:
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0))]
     if kind.icc:
         chunks.append((b"iCCP", b"icc\0\0" + zlib.compress(kind.icc)))
-    if kind.density:
-        chunks.append((b"pHYs", struct.pack(">IIB", *per_metre(kind.density), 1)))
+    if kind.density and (dots := per_metre(kind.density)):
+        chunks.append((b"pHYs", struct.pack(">IIB", *dots, 1)))
     if kind.exif:
         chunks.append((b"eXIf", kind.exif.removeprefix(b"Exif\0\0")))
     chunks += [(b"IDAT", zlib.compress(filtered.tobytes(), 6)), (b"IEND", b"")]

@@ -22,7 +22,6 @@ HOLDS_PALETTE = HOLDS_ONE_BIT = (".png", ".bmp", *_TIFF)
 HOLDS_CMYK = (*_JPEG, *_TIFF)
 HOLDS_ICC = (".png", ".webp", *_JPEG, *_TIFF)
 HOLDS_EXIF = (".png", ".webp", *_JPEG)
-HOLDS_DENSITY = (".png", ".bmp", *_JPEG, *_TIFF)
 HOLDS_DEEP = (".png", *_TIFF)  # more than 8 bits a sample
 HOLDS_FLOAT = _TIFF
 MAX_SIDE = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}

@@ -12,12 +12,12 @@ from PIL import Image
 
 from ..errors import UserError
 from ..files import atomic, cannot_write
+from .density import enlarged
 from .encoding import encode, quantise, sample_type
 from .picture import (
     HOLDS_ALPHA,
     HOLDS_CMYK,
     HOLDS_DEEP,
-    HOLDS_DENSITY,
     HOLDS_EXIF,
     HOLDS_FLOAT,
     HOLDS_ICC,
@@ -144,10 +144,10 @@ def _nearest_kind(like: Picture, data: np.ndarray, suffix: str) -> Kind:
         bits = 8
     icc = kind.icc if suffix in HOLDS_ICC and colours == len(like.data) else None
     exif = kind.exif if suffix in HOLDS_EXIF else None
-    density = kind.density if suffix in HOLDS_DENSITY else None
+    density = kind.density
     if density:  # what is enlarged has smaller pixels
         down, across = (n / m for n, m in zip(data.shape[1:], like.size, strict=True))
-        density = (density[0] * across, density[1] * down)
+        density = enlarged(density, across, down)
     return Kind(space, bits, floating, icc, exif, density)
 
 
