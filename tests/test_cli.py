@@ -281,6 +281,11 @@ def test_an_overwrite_that_was_interrupted_is_gone_on_with(tmp_path, picture, ca
     assert run(*words, "--overwrite", "--sigma", 25) == 0 and done == [*"aabc"], "another wish"
     done, stop_at = [], "b"
     assert run(*words, "--overwrite") == 130
+    stop_at = None
+    assert run("denoise", tmp_path / "in" / "a.png", "-o", tmp_path / "out" / "a.png") == 0
+    assert run(*words, "--overwrite") == 0 and done == [*"aaabc"], "another command's results"
+    done, stop_at = [], "b"
+    assert run(*words, "--overwrite") == 130
     (tmp_path / "in").rename(tmp_path / "other")
     words[1], stop_at = tmp_path / "other", None
     assert run(*words, "--overwrite") == 0 and done == [*"aabc"], "other pictures"

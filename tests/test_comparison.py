@@ -180,6 +180,15 @@ def test_the_last_output_has_a_row_beside_the_average(tmp_path, task):
     assert {29.0, 27.0, 26.0, 24.0} <= set(measured.values())
 
 
+def test_the_last_output_has_no_row_that_makes_means_smaller(tmp_path):
+    for picture, out in (("a", {"psnr_out": 28.0}), ("b", {})):  # by an older version
+        run = made(tmp_path, picture, exp_weight=0.99, stopping="fixed")
+        rest = {k: v for k, v in run.result().items() if k != "psnr_out"}
+        run.write_result({**rest, **out, "psnr_stopped": 29.0})
+    [this] = compare(load([tmp_path]), published=False)
+    assert [row.over for row in this.rows] == [2]
+
+
 def test_the_baseline_is_cubic_convolution():
     places = (np.arange(24) + 0.5) / 24
     low = ((np.arange(12) + 0.5) / 12) ** 2  # Keys' kernel makes parabolas of parabolas

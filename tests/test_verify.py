@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from dip_recon import images, verify
+from dip_recon import guard, images
 from dip_recon.cli import main as command
 from dip_recon.experiment import main
 from dip_recon.fit import fit
@@ -60,14 +60,26 @@ def test_a_run_comes_out_again(stored, cls, more, capsys):
     assert contents(run.folder) == before, "it only reads"
 
 
-def test_a_trouble_after_what_is_stored_is_gone_through_again(stored, monkeypatch):
+def test_a_trouble_after_what_is_stored_is_gone_through_again(stored, capsys):
     """It was gone back from, to before the trouble in which the run was given up."""
-    run, steps = stored(), []
-    told = {"noticed": 50, "back_to": 5, "what": "", "lr": 0.1, "precision": "fp32"}
+    run = stored()
+    told = {"noticed": 8, "back_to": 5, "what": "", "lr": 0.1, "precision": "fp32"}
     run.write_result({**run.result(), "troubles": [told], "gave_up": True})
-    again = verify.fit
-    monkeypatch.setattr(verify, "fit", lambda s, n, c: steps.append(n) or again(s, n, c))
-    assert command(["verify", str(run.folder)]) == 0 and steps == [51]
+    assert command(["verify", str(run.folder), "--iterations", "6"]) == 0
+    said = capsys.readouterr().out
+    assert "put back at iteration 8: the first 9 are compared" in said
+    assert "4 rows of the first 9 iterations" in said  # 0, 4, 5 and 8
+
+
+def test_where_it_ends_is_not_where_the_run_ended(stored, monkeypatch):
+    """A single look at a large error is no collapse there."""
+    monkeypatch.setattr(guard.Guard.__init__, "__defaults__", (1, 10, 3))
+    error = guard._error
+    monkeypatch.setattr(guard, "_error", lambda s: error(s) * (1000 if s.iteration == 6 else 1))
+    run = stored()
+    assert not run.result().get("troubles")
+    for count in ("6", "12"):
+        assert command(["verify", str(run.folder), "--iterations", count]) == 0
 
 
 def test_the_first_row_that_differs_is_named(stored, capsys):

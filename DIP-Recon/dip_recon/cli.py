@@ -194,7 +194,9 @@ def _denoising_flags(command: argparse.ArgumentParser) -> None:
     shared = command.add_argument_group("sharing out pictures, or of a single one the tiles")
     shared.add_argument("--workers", type=int, metavar="N", help="processes to share among (1)")
     shared.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster")
-    command.add_argument("--overwrite", action="store_true", help="do again what is done")
+    command.add_argument(
+        "--overwrite", action="store_true", help="do again what is done, but for what --keep holds"
+    )
 
 
 def _denoising_choices(chosen) -> None:

@@ -243,7 +243,8 @@ def _compare(
         ours.append(_measured(label, runs, key))
         if all(_by_average(run) for run in runs):
             last = _measured(f"{label}, last output", runs, key.replace("stopped", "out"))
-            ours += [last] if last.psnr else []  # older runs do not tell its luma
+            # older runs do not tell its luma, and the means are over what all rows have
+            ours += [last] if last.psnr.keys() == ours[-1].psnr.keys() else []
     if "luma" in key:
         rows.append(_measured("bicubic", records, "psnr_luma_bicubic"))
         notes.append("bicubic is cubic convolution, as in the published comparison")

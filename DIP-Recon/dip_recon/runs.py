@@ -281,7 +281,10 @@ class Run:
     def bad_checkpoint(self) -> UserError:
         """What to say of a checkpoint that cannot be gone on from."""
         path = self.folder / "checkpoint.pt"
-        return UserError(f"{path}: not a checkpoint of this run; delete it, or use --overwrite")
+        return UserError(
+            f"{path}: not a checkpoint of this run, or an older version's; delete it, or "
+            "use --overwrite"
+        )
 
     def write_history(self, rows: list[dict]) -> None:
         """``rows``: one dict an evaluation, with the keys of HISTORY; absent ones stay empty."""

@@ -17,7 +17,7 @@ from . import data, models, needs
 from .callbacks import Evaluation
 from .errors import UserError
 from .experiment import configuration
-from .fit import choose, fit
+from .fit import State, choose, fit
 from .options import (
     DenoisingOptions,
     InpaintingOptions,
@@ -77,7 +77,11 @@ def verify(folder: Path, iterations: int, say: Callable[[str], None]) -> bool:
     needs.check(job, o)
     evaluation = Evaluation(o.eval_every, o.iters_print_acc)
     state = prepare(job, o, device, precision)
-    fit(state, steps, [evaluation])
+
+    def end(state: State) -> None:
+        state.stopped |= state.iteration >= steps
+
+    fit(state, o.num_iters, [evaluation, end])  # the guard looks closer where a run ends
     evaluation.measure(state)
     again = {row["iteration"]: row for row in evaluation.rows}
     rows = [row for row in stored if row["iteration"] < count and row["iteration"] in again]
