@@ -418,7 +418,7 @@ def outcome(state: State) -> Result:
 
 def check_finite(state: State) -> None:
     """Raise FloatingPointError if the fit has left the numbers; waits for the device."""
-    if state.out is None or not torch.isfinite(state.loss) or not torch.isfinite(state.out).all():
+    if state.out is None or not torch.isfinite(state.loss + state.out.sum()):
         raise FloatingPointError(f"the fit is no finite number at iteration {state.iteration}")
 
 
