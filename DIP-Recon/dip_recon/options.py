@@ -239,6 +239,9 @@ class Options:
         if name is None:
             return given
         if name not in cls.RECIPES:
+            for program, others in recipes.OF_PROGRAMS.items():
+                if name in others:
+                    raise UserError(f"--recipe {name}: is one of python {program}.py")
             raise UserError(f"--recipe {name}: {nearest(name, cls.RECIPES)}")
         recipe = dict(cls.RECIPES[name])
         if "folder_path" in given:

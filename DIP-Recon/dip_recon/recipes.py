@@ -40,3 +40,4 @@ DENOISING = {
         "lr": 0.1, "num_iters": 601, "reg_noise_std": 0.0, "exp_weight": 0.0,
     },
 }  # fmt: skip
+OF_PROGRAMS = {"inpainting": INPAINTING, "denoising": DENOISING}
