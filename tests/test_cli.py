@@ -712,3 +712,10 @@ def test_a_photograph_is_no_mask(tmp_path, picture, capsys):
     argv = ["inpaint", tmp_path / "x.png", "--mask", tmp_path / "x.png"]
     assert run(*argv, "-o", tmp_path / "o.png") == 2
     assert "not a mask" in capsys.readouterr().err
+
+
+def test_small_tiles_overlap_by_what_they_can(tmp_path, picture):
+    images.save_png(tmp_path / "a.png", add_gaussian(picture(1), 25, np.random.RandomState(7)))
+    words = ["--tile", 16, "--iterations", 2, "--width", 4, "--device", "cpu"]
+    assert run("denoise", tmp_path / "a.png", *words) == 0
+    assert (tmp_path / "a_denoised.png").is_file()
