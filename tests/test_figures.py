@@ -177,6 +177,13 @@ def test_methods_are_the_options_that_differ(tmp_path):
     assert names == ["model_type", "dim"] and len(groups) == 4
 
 
+def test_what_was_measured_tells_runs_apart_before_how_it_was_fitted(tmp_path):
+    for sigma, jitter in ((25, 1 / 30), (50, 1 / 20)):
+        made(tmp_path, "a", reg_noise_std=jitter, noise_sigma=sigma)
+    names, groups = methods(load([tmp_path]))
+    assert names == ["model_type", "noise_sigma"] and len(groups) == 2
+
+
 # ---------------------------------------------------------------- each figure
 
 

@@ -12,6 +12,7 @@ IGNORED = {
     *NOT_IN_THE_NUMBERS, "image", "picture_sha256", "texture", "seed", "noise_seed", "device",
     "labels", "upsample_taps", "eval_every",
 }  # fmt: skip
+FIRST = ("model_type", "noise_sigma", "poisson_scale", "zero_fraction", "sr_factor")
 # A width may be chosen by the picture (its texture); it is no other method then.
 WIDTHS = ("dim", "up_dim", "skip_dim", "input_dim")
 SHORT = {
@@ -37,11 +38,12 @@ SHORT = {
 def methods(records: Iterable[Record]) -> tuple[list[str], dict[tuple, list[Record]]]:
     """The options that split the runs into methods, and the runs by their values.
 
-    ``model_type`` always comes first. Of options that vary together the first is taken, in the
-    order of config.yaml. Keys are the values in the order of the options, in natural order.
+    ``model_type`` always comes first, then what was measured, then the fit's in the order of
+    config.yaml. Of options that vary together the first is taken. Keys are the values in the order
+    of the options, in natural order.
     """
     records = list(records)
-    names = dict.fromkeys(["model_type", *(key for r in records for key in r.config)])
+    names = dict.fromkeys([*FIRST, *(key for r in records for key in r.config)])
     chosen: list[str] = []
     groups: dict[tuple, list[Record]] = {(): records}
     for name in names:
