@@ -251,7 +251,7 @@ def test_recipes_are_listed_and_a_mistake_names_them(capsys):
             read(cls, "--recipe cave")
     with pytest.raises(UserError, match="did you mean 'snail'"):
         read(DenoisingOptions, "--recipe snal")
-    with pytest.raises(UserError, match="is one of python denoising"):
+    with pytest.raises(UserError, match="run: python denoising"):
         read(InpaintingOptions, "--recipe flash")
     with pytest.raises(UserError, match="unknown flag --recipe"):
         read(SuperResolutionOptions, "--recipe kate")

@@ -137,7 +137,8 @@ def denoise(words: list[str], output: Path | None, wishes: Wishes, say: Callable
     again = into_folder and wishes.overwrite
     marker = places[0].parent / OVERWRITING
     if not again:  # what it writes is not that command's
-        marker.unlink(missing_ok=True)
+        with suppress(OSError):
+            marker.unlink()
     since = _overwriting_since(marker, pictures, wishes) if again else -math.inf
     tasks = []
     for picture, place in zip(pictures, places, strict=True):
@@ -448,9 +449,7 @@ def _by_tiles(picture: Path, place: Path, wishes: Wishes, say: Callable) -> None
             "--draft, --best: not by tiles; leave out --tile, or take a smaller picture"
         )
     given = {"tile": wishes.tile or auto.TILE, **wishes.given}
-    given["overlap"] = wishes.overlap
-    if wishes.overlap is None:
-        given["overlap"] = min(16, given["tile"] // 4)
+    given["overlap"] = min(16, given["tile"] // 4) if wishes.overlap is None else wishes.overlap
     keep = wishes.keep or _meanwhile(place, "tiles")
     kept = wishes.keep is not None
 

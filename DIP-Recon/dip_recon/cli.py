@@ -190,7 +190,10 @@ def _denoising_flags(command: argparse.ArgumentParser) -> None:
         "--tile", type=int, metavar="PIXELS",
         help="restore tiles of this size; by itself 128 beyond 192 pixels a side",
     )  # fmt: skip
-    tiles.add_argument("--overlap", type=int, metavar="PIXELS", help="on each side (16)")
+    tiles.add_argument(
+        "--overlap", type=int, metavar="PIXELS",
+        help="on each side (16, or a quarter of a small tile)",
+    )  # fmt: skip
     shared = command.add_argument_group("sharing out pictures, or of a single one the tiles")
     shared.add_argument("--workers", type=int, metavar="N", help="processes to share among (1)")
     shared.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster")

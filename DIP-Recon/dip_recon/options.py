@@ -241,7 +241,7 @@ class Options:
         if name not in cls.RECIPES:
             for program, others in recipes.OF_PROGRAMS.items():
                 if name in others:
-                    raise UserError(f"--recipe {name}: is one of python {program}.py")
+                    raise UserError(f"--recipe {name}: run: python {program}.py --recipe {name}")
             raise UserError(f"--recipe {name}: {nearest(name, cls.RECIPES)}")
         recipe = dict(cls.RECIPES[name])
         if "folder_path" in given:

@@ -70,9 +70,8 @@ class _VarianceMinimum(Fixed, ABC):
         self.patience, self.start, self.samples = patience, start, samples
         self.minimum = math.inf
         self.first: int | None = None  # of the iterations that it was told of
-        self.picked: Tensor | None = None  # of all values
-        self.places: Tensor | None = None  # of those in memory,
-        self.strides: tuple = ()  # of a picture with these
+        self.places: Tensor | None = None  # in memory, of the values that are looked at,
+        self.strides: tuple = ()  # in a picture with these
 
     @abstractmethod
     def _variance(self, values: Tensor) -> float | None:
@@ -81,12 +80,11 @@ class _VarianceMinimum(Fixed, ABC):
     def _sample(self, out: Tensor) -> Tensor:
         if out.numel() <= self.samples:
             return out.detach().flatten()
-        if self.picked is None:
-            order = torch.randperm(out.numel(), generator=torch.Generator().manual_seed(0))
-            self.picked = order[: self.samples].sort().values
         if self.strides != out.stride():  # found where they lie, or all would be copied
             self.strides = out.stride()
-            where = zip(torch.unravel_index(self.picked, out.shape), self.strides, strict=True)
+            order = torch.randperm(out.numel(), generator=torch.Generator().manual_seed(0))
+            picked = torch.unravel_index(order[: self.samples].sort().values, out.shape)
+            where = zip(picked, self.strides, strict=True)
             self.places = sum(i * stride for i, stride in where).to(out.device)
         span = 1 + sum((n - 1) * m for n, m in zip(out.shape, self.strides, strict=True))
         return out.detach().as_strided((span,), (1,)).index_select(0, self.places)

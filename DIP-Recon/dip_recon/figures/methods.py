@@ -12,6 +12,7 @@ IGNORED = {
     *NOT_IN_THE_NUMBERS, "image", "picture_sha256", "texture", "seed", "noise_seed", "device",
     "labels", "upsample_taps", "eval_every",
 }  # fmt: skip
+# What was measured tells runs apart before how it was fitted.
 FIRST = ("model_type", "noise_sigma", "poisson_scale", "zero_fraction", "sr_factor")
 # A width may be chosen by the picture (its texture); it is no other method then.
 WIDTHS = ("dim", "up_dim", "skip_dim", "input_dim")

@@ -124,14 +124,22 @@ def _decode_pillow(image: Image.Image, described: str | None) -> Decoded:
     key = image.info.get("transparency")
     with quiet_libtiff() if image.format == "TIFF" else nullcontext():
         image.load()
-    orientation, density = _orientation(image), of_pillow(image, described)
-    exif = _exif(image)
+    orientation, density, exif = _notes(image, described)
     values, alpha, kind = _samples(image, key, icc)
     if kind.bits == 16 and image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0:
         values = 65535 - values  # white is 0, which Pillow heeds up to 8 bits
     values = _turn(values, orientation)
     alpha = None if alpha is None else _turn(alpha[..., None], orientation)[..., 0]
-    return values, alpha, replace(kind, exif=exif, density=_turned(density, orientation))
+    return values, alpha, replace(kind, exif=exif, density=density)
+
+
+def _notes(
+    image: Image.Image, described: str | None = None
+) -> tuple[int, Density | None, bytes | None]:
+    """The orientation; the density, and what a camera noted, as ``Kind`` has them, once upright."""
+    orientation = _orientation(image)
+    density = _turned(of_pillow(image, described), orientation)  # before it is taken out of EXIF
+    return orientation, density, _exif(image)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -143,10 +151,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _exif(image: Image.Image) -> bytes | None:
-    """What a camera noted, see ``Kind``; None if nothing, or nothing that can be read.
-
-    What ``Kind`` has elsewhere is taken from the image's own: read it before.
-    """
+    """What a camera noted, see ``Kind``; None if nothing, or nothing that can be read."""
     if image.format == "TIFF":  # whose tags say how its samples lie
         return None
     try:
@@ -215,7 +220,7 @@ def _decode_png16(path: Path, image: Image.Image) -> Decoded:
         if filled < height:
             raise ValueError(f"{filled} of {height} rows")
     samples = samples.reshape(height, width, info["planes"])  # [H, W, 2 | 3 | 4]
-    orientation, density, exif = _orientation(image), of_pillow(image), _exif(image)
+    orientation, density, exif = _notes(image)
     samples = _turn(samples, orientation)
     values, alpha = samples, None
     if info["alpha"]:
@@ -224,7 +229,6 @@ def _decode_png16(path: Path, image: Image.Image) -> Decoded:
         key = (samples == np.array(reader.transparent, np.uint16)).all(-1)
         alpha = np.where(key, 0, 65535).astype(np.uint16)
     space = "grey" if info["greyscale"] else "rgb"
-    density = _turned(density, orientation)
     kind = Kind(space, 16, icc=image.info.get("icc_profile"), exif=exif, density=density)
     return values, alpha, kind
 

@@ -32,6 +32,7 @@ def of_pillow(image: Image.Image, described: str | None = None) -> Density | Non
     # of a JPEG that says nothing Pillow tells 72 dots per inch
     said = image.format not in ("JPEG", "MPO") or image.info.get("jfif_unit") in (1, 2)
     density = _checked(image.info.get("dpi"), INCH) if said else None
+    # EXIF tells it by all three tags, or not at all
     return density or _of_tags(lambda tag: image.getexif()[tag] if tag != DESCRIPTION else None)
 
 
