@@ -1,11 +1,14 @@
 """What a GPU makes of it, in under ten minutes; `suite.py` has what is the same on every machine.
 
-    python benchmarks/gpu.py FOLDER [--parts formats together memory quality] [--minutes 9]
+    python benchmarks/gpu.py FOLDER [--parts formats recorded together …] [--minutes 9]
 
 - formats: a step of the 5-scale network at 256² and 512² in float32, bfloat16 and with
   channels_last against the published one, and against that one with SSIM on the CPU every time.
+- recorded: a step of small networks recorded (CUDA graphs) and operation by operation, and with
+  ES-WMV asked at every step or at every eighth, against the published one.
 - together: the steps of 4, 8 and 16 seeds of a picture as one batch against the same in turn.
 - memory: bytes that a fit takes at most against what `needs.needed` reckons.
+- limits, scaling: as in `suite.py`; the figure is FOLDER/scaling.png.
 - quality: PSNR after the same iterations of four seeds, in turn and as one batch.
 
 FOLDER/gpu.csv is written after every part. Variants take turns, so that a change of the machine's
@@ -23,6 +26,8 @@ from pathlib import Path
 import measuring
 import torch
 from measuring import each, in_turns
+from scaling import scaling
+from suite import limits
 
 from dip_recon import metrics, needs
 from dip_recon.callbacks import peak_memory
@@ -30,8 +35,6 @@ from dip_recon.fit import Result, State, choose, fit, step
 from dip_recon.problem import Problem
 from dip_recon.tasks import Job
 from dip_recon.together import Batch, fit_together, stackable
-
-PARTS = ("formats", "together", "memory", "quality")
 
 
 def in_use() -> int:
@@ -72,6 +75,35 @@ def formats(a) -> None:
     each(a, "formats", [(64,)] if a.smoke else [(256,), (512,)], measure)
 
 
+def recorded(a) -> None:
+    def next_step(s: State) -> None:
+        step(s)
+        s.iteration += 1
+
+    def measure(name: str, dim: int | None, size: int) -> None:
+        def made(rule: str = "fixed") -> State:
+            more = {"dim": [dim]} if dim else {}
+            return measuring.state(name, size, "auto", stopping=rule, **more)[0]
+
+        told, each_time, ours = made(), made("ES-WMV"), made()
+        told.recorded, each_time.ask_every = None, 1
+        variants = {
+            "published": (measuring.plain_step, measuring.plain(made())),
+            "ours, operation by operation": (next_step, told),
+            "ours": (next_step, ours),
+            "ours, ES-WMV": (next_step, made("ES-WMV")),
+            "ours, ES-WMV, asked each time": (next_step, each_time),
+        }
+        what = {"network": name, "width": dim, "size": size}
+        tell("recorded", in_turns(variants, a), **what)
+        how = "no card" if ours.recorded is None else ours.recorded.why_not or "yes"
+        measuring.note("recorded", **what, variant="ours", recorded=how)
+
+    cases = [("DIP_2_scaled", 32, 128), ("DIP_2_scaled", 64, 256)]
+    cases += [(name, None, 256) for name in ("DD", "ConvDecoder", "DIP_orig", "PG_DIP")]
+    each(a, "recorded", [("DIP_2_scaled", 4, 32)] if a.smoke else cases, measure)
+
+
 def together(a) -> None:
     def measure(name: str, dim: int | None, size: int, count: int) -> None:
         more = {"dim": [dim]} if dim else {}
@@ -110,7 +142,7 @@ def memory(a) -> None:
         reckoned = needs.needed(job, replace(o, precision=precision))
         peak_memory(s.z.device, reset=True)
         s.guard.every = 1  # it keeps a copy of all, soon or late
-        fit(s, 3)
+        fit(s, 8)  # it is recorded by then
         taken = peak_memory(s.z.device) - before
         measuring.note(
             "memory", network=name, size=size, precision=precision, megabytes=round(taken / 1e6),
@@ -150,10 +182,15 @@ def quality(a) -> None:
     each(a, "quality", [("chelsea",)] if a.smoke else [("chelsea",), ("astronaut",)], measure)
 
 
+PARTS = {
+    part.__name__: part for part in (formats, recorded, together, memory, limits, scaling, quality)
+}
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where gpu.csv goes; made if it is not there")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--minutes", type=float, default=9.0, help="begin nothing after so many")
     parser.add_argument("--smoke", action="store_true", help="small: to see that it runs")
@@ -164,12 +201,14 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     a.until = time.monotonic() + 60 * a.minutes
     a.rounds, a.steps = (1, 1) if a.smoke else (a.rounds, 5)
+    a.size, a.networks = (32, ["DIP_2_scaled"]) if a.smoke else (256, None)  # of `suite.py`
+    a.quick, a.full, a.figure = a.smoke, False, a.folder / "scaling.png"
     a.folder.mkdir(parents=True, exist_ok=True)
     measuring.ROWS.clear()
     name = torch.cuda.get_device_name() if device.type == "cuda" else "a CPU, small: no figures"
     measuring.note("machine", device=name, precision=precision, torch=torch.__version__)
     for part in a.parts:
-        globals()[part](a)
+        PARTS[part](a)
         measuring.write(a.folder / "gpu.csv")
     return 0
 

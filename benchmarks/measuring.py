@@ -32,6 +32,7 @@ from dip_recon.models import doubling, layers, swin, upsamplers
 from dip_recon.options import DenoisingOptions
 from dip_recon.prepare import prepare, resolve
 from dip_recon.problem import Problem
+from dip_recon.recorded import Recorded
 from dip_recon.tasks import Job
 
 ROWS: list[dict] = []
@@ -148,6 +149,13 @@ def clock() -> float:
     return time.perf_counter()
 
 
+def warm(work: Callable, s: State | None) -> None:
+    """Have it done as often as it takes until steps on a GPU are recorded."""
+    if s is not None and s.recorded:
+        for _ in range(Recorded.EAGER + 1):
+            work(s)
+
+
 def timed(work: Callable, s: State) -> float:
     began = clock()
     work(s)
@@ -177,6 +185,8 @@ def in_turns(variants: dict[str, tuple[Callable, State]], a) -> dict[str, tuple[
     its own liking.
     """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for work, s in variants.values():
+        warm(work, s)
     for _ in range(a.rounds):
         for name, (work, s) in variants.items():
             memory.trim()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from measuring import clock, each, in_turns, note, state, timed
+from measuring import clock, each, in_turns, note, state, timed, warm
 
 from dip_recon import memory, needs
 from dip_recon.callbacks import peak_memory
@@ -57,6 +57,7 @@ def whole(size: int, width: int, rounds: int) -> tuple[float, int]:
         raise MemoryError
     before = level()
     s = state(NETWORK, size, "auto", dim=[width])[0]
+    warm(step, s)
     seconds = [timed(step, s) for _ in range(rounds + 1)][1:]
     return statistics.median(seconds), peak_memory(choose()[0]) - before
 

@@ -47,6 +47,7 @@ from measuring import (
     plain_step,
     state,
     timed,
+    warm,
     write,
 )
 from peers import peers, reach
@@ -58,7 +59,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dip_recon import memory, metrics, models
 from dip_recon.callbacks import Checkpoints, Evaluation, Lines, Snapshots
-from dip_recon.fit import choose, fit, step
+from dip_recon.fit import choose, descend, fit, step
 from dip_recon.runs import Run
 
 
@@ -235,9 +236,10 @@ def limits(a) -> None:
 
     def measure(name: str, given: dict) -> None:
         s = state(name, a.size, "fp32", **given)[0]
-        step(s)
+        descend(s, s.z)
         with FlopCounterMode(display=False) as operations, Bytes() as traffic:
-            step(s)
+            descend(s, s.z)
+        warm(step, s)
         seconds = min(timed(step, s) for _ in range(max(a.rounds // 2, 1)))
         computing = operations.get_total_flops() / peak
         moving = traffic.count / moved

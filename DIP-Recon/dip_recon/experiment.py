@@ -226,6 +226,8 @@ def _run_whole(
             progress.close()
             if board:
                 board.close()
+        if state.recorded and state.recorded.why_not:
+            say(f"{job.name}: {state.recorded.why_not}; steps took longer for it")
         evaluation.measure(state)
         run.write_history(evaluation.rows)
         restored = result.restored[0].cpu().numpy()

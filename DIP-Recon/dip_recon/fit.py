@@ -1,7 +1,7 @@
 """The one optimisation loop: fit an untrained network to one measurement.
 
 Everything that varies is handed in: the operator with the problem, the loss, a schedule for the
-learning rate, a rule for stopping, callbacks that watch. ``step`` is the whole method.
+learning rate, a rule for stopping, callbacks that watch. ``descend`` is the whole method.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from .stopping import Fixed
 
 if TYPE_CHECKING:
     from .guard import Guard
+    from .recorded import Recorded
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": nn.functional.mse_loss,
@@ -196,6 +197,9 @@ class State:
         loss: last value of the whole objective, a detached scalar tensor.
         stopped: whether the stopping rule has ended the run.
         whole: the problem at the picture's own size, while a schedule has a reduced one fitted.
+        steady: whether the schedule leaves problem and network's form as they were a step before.
+        recorded: what does ``descend``'s work instead, on a GPU.
+        ask_every: how many outputs are measured before the stopping rule decides on them.
     """
 
     problem: Problem
@@ -222,6 +226,10 @@ class State:
     measured: Tensor | None = None
     loss: Tensor | None = None
     whole: Problem | None = None
+    steady: bool = True
+    recorded: Recorded | None = None
+    ask_every: int = 1
+    undecided: list[tuple[Fixed, int, Tensor, Tensor]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         orders = (torch.contiguous_format, torch.channels_last)
@@ -240,6 +248,36 @@ class State:
             return picture
         return nn.functional.interpolate(picture, size=size, mode="bilinear", align_corners=True)
 
+    def ask(self) -> bool:
+        """Have the stopping rule look at the last output; whether it ends the run.
+
+        It may be told to do so only later, see ``settle``, and has then missed nothing.
+        """
+        rule = self.stopping
+        if self.ask_every == 1:
+            return rule.update(self.iteration, self.out, self.smoothed)
+        figures = rule.measure(self.out, self.smoothed)
+        if figures is None:
+            return self.settle() or rule.decide(self.iteration, self.smoothed, [])
+        candidate = self.smoothed.clone()  # it is changed in place
+        self.undecided.append((rule, self.iteration, candidate, figures))
+        return len(self.undecided) >= self.ask_every and self.settle()
+
+    def settle(self) -> bool:
+        """Have the rule decide on every output measured by now; whether it has ended the run.
+
+        What was measured after the output that ends it is forgotten.
+        """
+        told, self.undecided = self.undecided, []
+        if told:
+            numbers = torch.cat([figures for *_, figures in told]).tolist()
+        for rule, iteration, candidate, figures in told:
+            mine, numbers = numbers[: len(figures)], numbers[len(figures) :]
+            if rule.decide(iteration, candidate, mine):
+                self.stopped = True
+                break
+        return self.stopped
+
     PLAIN: ClassVar = ("iteration", "seconds", "stopped", "out", "smoothed", "measured", "loss")
 
     def _parts(self) -> dict:
@@ -249,6 +287,7 @@ class State:
 
     def state_dict(self, guarded: bool = True) -> dict:
         """All that the next iteration depends on, for a checkpoint; or all but the guard."""
+        self.settle()
         plain = {k: getattr(self, k) for k in self.PLAIN}
         guard = self.guard if guarded else None
         return {
@@ -261,6 +300,9 @@ class State:
     def load_state_dict(self, saved: dict) -> None:
         """Go on where ``saved``, with its tensors on the CPU, was; they move where ours are."""
         device = self.z.device
+        self.undecided = []
+        if self.recorded:
+            self.recorded.forget()
         for key in self.PLAIN:
             setattr(self, key, _moved(saved.get(key), device))
         self.schedule.restore(self)
@@ -314,14 +356,23 @@ def jittered(s: State) -> Tensor:
 
 
 def step(s: State) -> bool:
-    """One iteration of min_θ loss(A(f_θ(z + ε)), y) (Ulyanov et al. 2018, equation 2).
-
-    Returns True when the stopping rule ends the run.
-    """
+    """One iteration; returns True when the stopping rule ends the run."""
     lr = s.lr * s.schedule(s) * (s.backtracking.scale if s.backtracking else 1)
     for group in s.optimizer.param_groups:
         group["lr"] = lr
-    z = jittered(s)
+    found = (s.recorded or descend)(s, jittered(s))
+    if found is None:
+        return False
+    s.out, s.measured, s.loss = found
+    s.smoothed = s.average(s)
+    return s.ask()
+
+
+def descend(s: State, z: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """A step of min_θ loss(A(f_θ(z + ε)), y) (Ulyanov et al. 2018, equation 2), z with its ε.
+
+    Returns output, what the operator makes of it, and loss; None where the last step was undone.
+    """
     bf16 = torch.autocast(z.device.type, torch.bfloat16) if s.precision == "bf16" else nullcontext()
     with bf16:
         out = s.network(z)
@@ -331,13 +382,11 @@ def step(s: State) -> bool:
     if s.tv_weight:
         loss = loss + s.tv_weight * total_variation(out)
     if s.backtracking and s.backtracking.undone(s, measured.detach()):
-        return False
+        return None
     s.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     s.optimizer.step()
-    s.out, s.measured, s.loss = out.detach(), measured.detach(), loss.detach()
-    s.smoothed = s.average(s)
-    return s.stopping.update(s.iteration, s.out, s.smoothed)
+    return out.detach(), measured.detach(), loss.detach()
 
 
 def fit(state: State, iterations: int, callbacks: Sequence[Callable[[State], None]] = ()) -> Result:
@@ -411,9 +460,9 @@ def put_back(
 def outcome(state: State) -> Result:
     """What a fit leaves that has come to its end; FloatingPointError if it is no finite number."""
     check_finite(state)
-    rule = state.stopping
+    rule, stopped = state.stopping, state.settle()
     pictures = (state.full_size(p).clamp(0, 1) for p in (state.out, state.smoothed, rule.picture))
-    return Result(*pictures, rule.iteration, state.iteration, state.seconds, state.stopped)
+    return Result(*pictures, rule.iteration, state.iteration, state.seconds, stopped)
 
 
 def check_finite(state: State) -> None:

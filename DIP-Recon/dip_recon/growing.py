@@ -97,6 +97,7 @@ class Growing:
             self._enter(state, phase)
             self._start(state, new_level)
         j = state.iteration - phase.start
+        state.steady = not phase.fading
         if phase.fading:
             state.network.alpha = j / phase.length
             state.problem.y = torch.lerp(self.before, self.target, j / phase.length)

@@ -264,6 +264,9 @@ class FourierSampling(nn.Module):
         return torch.fft.ifft2(torch.complex(real, imag) * self.mask, norm="ortho").real
 
 
+OPERATORS = (Identity, Mask, Kept, Downsample, Blur, FourierSampling)
+
+
 def bernoulli_mask(
     size: tuple[int, int], zero_fraction: float = 0.5, seed: int = 100
 ) -> np.ndarray:

@@ -26,6 +26,7 @@ from .inputs import channels_of, make_input
 from .operators import Identity
 from .options import NETWORK_OPTIONS, Options, words
 from .problem import Problem
+from .recorded import Recorded, can_be
 from .stopping import HeldOut
 from .tasks import Job, load
 
@@ -148,6 +149,11 @@ def _growing(job: Job, o: Options, network: torch.nn.Module) -> Growing:
     return Growing.of(network, o.transition, o.stabilisation)
 
 
+def on_gpu(device: torch.device) -> bool:
+    """Whether operations are only told of, and carried out later."""
+    return device.type == "cuda"
+
+
 def prepare(job: Job, o: Options, device: torch.device, precision: str) -> State:
     """A fresh state for this picture: network, input, optimiser and rule, as the options say.
 
@@ -168,7 +174,7 @@ def prepare(job: Job, o: Options, device: torch.device, precision: str) -> State
     schedule = Decay(o.gamma, o.step_size) if o.decay_lr else Decay()
     if o.growing:
         schedule = _growing(job, o, network)
-    return State(
+    state = State(
         problem=rule.fitted(problem),
         network=network,
         z=z,
@@ -186,3 +192,7 @@ def prepare(job: Job, o: Options, device: torch.device, precision: str) -> State
         guard=Guard(),
         precision=precision,
     )
+    if on_gpu(device):
+        state.ask_every = min(8, max(1, 2**25 // problem.y.numel()))  # pictures of memory
+        state.recorded = Recorded() if can_be(state) else None
+    return state

@@ -4,6 +4,10 @@ A rule sees the raw output and the candidate result (the exponential moving aver
 itself where there is none). It never sees the ground truth. After the run ``iteration`` and
 ``picture`` are the iteration it settled on and the picture of that very iteration, or the mean of
 several that it ends with.
+
+``update`` is ``measure``, which computes where the output is and waits for nothing, and then
+``decide``, by numbers. On a GPU, where reading a number waits for all that is under way, several
+outputs are measured before they are decided on; what is decided is the same.
 """
 
 from __future__ import annotations
@@ -40,6 +44,18 @@ class Fixed:
 
     def update(self, iteration: int, out: Tensor, candidate: Tensor) -> bool:
         """Take note of iteration ``iteration`` (from 0); [1, C, H, W] each. True ends the run."""
+        figures = self.measure(out, candidate)
+        return self.decide(iteration, candidate, [] if figures is None else figures.tolist())
+
+    def measure(self, out: Tensor, candidate: Tensor) -> Tensor | None:
+        """What ``decide`` is to know of an output, [k] on its device; None if that is nothing."""
+        return None
+
+    def decide(self, iteration: int, candidate: Tensor, figures: list[float]) -> bool:
+        """Take note of an iteration whose output has these ``figures``; True ends the run.
+
+        Outputs are decided on in the order in which they were measured.
+        """
         self.iteration, self.picture = iteration, candidate
         return False
 
@@ -74,8 +90,15 @@ class _VarianceMinimum(Fixed, ABC):
         self.strides: tuple = ()  # in a picture with these
 
     @abstractmethod
-    def _variance(self, values: Tensor) -> float | None:
-        """The variance with these sampled values taken in, None while there is too little."""
+    def _taken_in(self, values: Tensor) -> Tensor | None:
+        """What ``_variance`` is to know of these sampled values, still on the device."""
+
+    @abstractmethod
+    def _variance(self, figures: list[float]) -> float | None:
+        """The variance with these values taken in, None while there is too little."""
+
+    def measure(self, out: Tensor, candidate: Tensor) -> Tensor | None:
+        return self._taken_in(self._sample(out))
 
     def _sample(self, out: Tensor) -> Tensor:
         if out.numel() <= self.samples:
@@ -89,8 +112,8 @@ class _VarianceMinimum(Fixed, ABC):
         span = 1 + sum((n - 1) * m for n, m in zip(out.shape, self.strides, strict=True))
         return out.detach().as_strided((span,), (1,)).index_select(0, self.places)
 
-    def update(self, iteration: int, out: Tensor, candidate: Tensor) -> bool:
-        variance = self._variance(self._sample(out))
+    def decide(self, iteration: int, candidate: Tensor, figures: list[float]) -> bool:
+        variance = self._variance(figures)
         self.first = iteration if self.first is None else self.first
         if variance is None or iteration - self.first < self.start:
             # nothing recorded yet: a run that ends here ends with its last picture
@@ -127,26 +150,31 @@ class WindowedVariance(_VarianceMinimum):
             raise UserError(f"--window {window}: give at least 2 outputs")
         self.window = window
         self.outputs: Tensor | None = None  # [window, n] ring buffer
-        self.count = 0
+        self.slot = 0  # of it, for the next
+        self.count = 0  # of the outputs decided on
         self.total: Tensor | None = None  # Σ x_i, [n] float64
         self.squares = 0.0  # Σ ‖x_i‖²
 
-    def _variance(self, values: Tensor) -> float | None:
+    def _taken_in(self, values: Tensor) -> Tensor:
         new = values.double()
         if self.outputs is None:
             self.outputs = torch.zeros(self.window, values.numel(), device=values.device)
             self.total = torch.zeros_like(new)
-        slot = self.outputs[self.count % self.window]
+        slot = self.outputs[self.slot]
         old = slot.double()
         self.total += new
         self.total -= old
-        self.squares += float(new.dot(new) - old.dot(old))
         slot.copy_(values)
+        self.slot = (self.slot + 1) % self.window
+        return torch.stack([new.dot(new) - old.dot(old), self.total.dot(self.total)])
+
+    def _variance(self, figures: list[float]) -> float | None:
+        change, of_total = figures
+        self.squares += change
         self.count += 1
         if self.count < self.window:
             return None
-        of_mean = float(self.total.dot(self.total)) / self.window**2
-        return (self.squares / self.window - of_mean) / values.numel()
+        return (self.squares / self.window - of_total / self.window**2) / len(self.total)
 
     def state_dict(self) -> dict:
         kept = {k: getattr(self, k) for k in ("outputs", "count", "total", "squares")}
@@ -156,6 +184,7 @@ class WindowedVariance(_VarianceMinimum):
         super().load_state_dict(state)
         for key in ("outputs", "count", "total", "squares"):
             setattr(self, key, state[key])
+        self.slot = self.count % self.window
 
 
 class MovingVariance(_VarianceMinimum):
@@ -175,13 +204,18 @@ class MovingVariance(_VarianceMinimum):
         self.ema: Tensor | None = None
         self.emv = 0.0
 
-    def _variance(self, values: Tensor) -> float | None:
+    def _taken_in(self, values: Tensor) -> Tensor | None:
         if self.ema is None:
             self.ema = values.clone()
             return None
         d = values - self.ema
         self.ema += self.alpha * d
-        self.emv = (1 - self.alpha) * (self.emv + self.alpha * float(d.square().mean()))
+        return d.square().mean()[None]
+
+    def _variance(self, figures: list[float]) -> float | None:
+        if not figures:
+            return None
+        self.emv = (1 - self.alpha) * (self.emv + self.alpha * figures[0])
         return self.emv
 
     def state_dict(self) -> dict:
@@ -240,18 +274,22 @@ class MethodNoise(Fixed):
             free = hardly_clipped(problem.y[0].cpu().numpy(), self.sigma, self.MARGIN)
             if self.ENOUGH <= free.mean() < 1:
                 self.where = torch.from_numpy(free)[None].to(problem.y.device)
+        self.counting = problem.y.numel() if self.where is None else int(self.where.sum())
         self.below = 0
 
     def target(self) -> float:
         """The method noise to come down to, on the 0–1 scale."""
         return self.sigma / 255 * (1 if self.estimated else self.STATIC)
 
-    def update(self, iteration: int, out: Tensor, candidate: Tensor) -> bool:
-        self.iteration, self.picture = iteration, candidate
-        residual = self.problem.y - self.problem.A(candidate)
+    def measure(self, out: Tensor, candidate: Tensor) -> Tensor:
+        squares = (self.problem.y - self.problem.A(candidate)).square()
         if self.where is not None:
-            residual = residual[self.where]
-        self.below += float(residual.square().mean().sqrt()) < self.target()
+            squares = squares * self.where
+        return (squares.sum() / self.counting).sqrt()[None]
+
+    def decide(self, iteration: int, candidate: Tensor, figures: list[float]) -> bool:
+        self.iteration, self.picture = iteration, candidate
+        self.below += figures[0] < self.target()
         return self.below >= self.hold
 
     def state_dict(self) -> dict:
@@ -361,7 +399,7 @@ class HeldOut(Fixed):
         self.held = held.reshape(known.shape).to(y.device)
         self.places = places.to(y.device)
         self.problem, self.least = problem, least
-        self.best = math.inf
+        self.best = torch.tensor(math.inf, device=y.device)  # error of those measured
         self.errors = torch.zeros(count, device=y.device)  # squared, of the best
         self.count = 0  # of the pictures that ``picture`` is the mean of
         self.level = 0.0  # of the noise, on the 0–1 scale; 0 where it is not asked for
@@ -378,20 +416,23 @@ class HeldOut(Fixed):
         kept = 1 - self.held
         return replace(problem, y=problem.y * kept, A=Kept(problem.A, kept))
 
-    def update(self, iteration: int, out: Tensor, candidate: Tensor) -> bool:
-        with torch.no_grad():
-            squares = (self.problem.A(candidate) - self.problem.y).square()
-            errors = squares.reshape(-1, self.held.numel())[:, self.places].sum(0)
-            change = errors - self.errors
-            # all at once, since asking waits for the device
-            told = torch.stack([errors.sum(), change.square().sum(), squares.mean()])
-        error, variance, power = told.tolist()
-        better = error < self.best
-        close = error - self.best < self.SIGNIFICANT * math.sqrt(variance)
+    @torch.no_grad()
+    def measure(self, out: Tensor, candidate: Tensor) -> Tensor:
+        squares = (self.problem.A(candidate) - self.problem.y).square()
+        errors = squares.reshape(-1, self.held.numel())[:, self.places].sum(0)
+        error, change = errors.sum(), errors - self.errors
+        figures = torch.stack([error, self.best, change.square().sum(), squares.mean()])
+        better = error < self.best  # which of the two is not asked here
+        self.errors = torch.where(better, errors, self.errors)
+        self.best = torch.where(better, error, self.best)
+        return figures
+
+    def decide(self, iteration: int, candidate: Tensor, figures: list[float]) -> bool:
+        error, best, variance, power = figures
+        better = error < best
+        close = error - best < self.SIGNIFICANT * math.sqrt(variance)
         if not (better or (close and power > self.enough)):
             return iteration - self.iteration >= max(self.least, self.WAIT * iteration)
-        if better:
-            self.best, self.errors = error, errors
         picture = self._with_held(candidate, error)
         if better or power > self.coarse:
             self.count, self.picture = 1, picture
@@ -410,13 +451,13 @@ class HeldOut(Fixed):
         return torch.lerp(candidate, self.problem.y, weight * self.held)
 
     def state_dict(self) -> dict:
-        kept = {k: getattr(self, k) for k in ("best", "errors", "count")}
+        kept = {"best": float(self.best), "errors": self.errors, "count": self.count}
         return {**super().state_dict(), **kept}
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
-        for key in ("best", "errors", "count"):
-            setattr(self, key, state[key])
+        self.errors, self.count = state["errors"], state["count"]
+        self.best = torch.tensor(state["best"], device=self.errors.device)
 
 
 RULES = {

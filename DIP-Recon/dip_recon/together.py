@@ -40,6 +40,7 @@ from .fit import (
 )
 from .options import Options
 from .problem import Problem
+from .recorded import Recorded
 from .tasks import Job
 
 MANY = 16  # fits at once, at most
@@ -292,6 +293,9 @@ class Stack(nn.Module):
     def parameters(self, recurse: bool = True) -> Iterator[Tensor]:
         return iter(self.weights.values())
 
+    def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
+        return iter(self.kept.values())
+
     def forward(self, z: Tensor) -> Tensor:
         def one(weights: dict, kept: dict, z: Tensor) -> Tensor:
             return functional_call(self.networks[0], (weights, kept), (z,))
@@ -315,6 +319,7 @@ class Batch:
         """The state of the batch, where its fits are; z has a fit a row."""
         first = self.states[0]
         network = Stack([s.network for s in self.states])
+        recorded = all(s.recorded for s in self.states)
         self.state = State(
             Problem(first.problem.y, self._measured, first.problem.size),
             network,
@@ -328,6 +333,7 @@ class Batch:
             stopping=self,
             precision=first.precision,
             iteration=first.iteration,
+            recorded=Recorded(first.recorded.record) if recorded else None,
         )
         self._share_moments()
         return self.state
@@ -390,7 +396,7 @@ class Batch:
     def update(self, iteration: int, out: Tensor, candidate: Tensor) -> bool:
         """The batch's rule: every fit asks its own; none ends the others."""
         for s in self.states:
-            s.stopped = s.stopping.update(iteration, s.out, s.smoothed)
+            s.stopped = s.ask()
         return False
 
     def _share_moments(self) -> None:
