@@ -1,15 +1,18 @@
 """Steps recorded once and carried out from then on: the same fit. A tape stands in for the card."""
 
 import copy
+import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dip_recon import models, prepare, recorded, stopping
+from dip_recon import images, models, prepare, recorded, stopping
+from dip_recon.experiment import main
 from dip_recon.fit import Backtracking, Decay, LastOutputs, State, fit, iterate, make_optimizer
 from dip_recon.flags import fill
 from dip_recon.growing import Growing, phases
@@ -338,6 +341,18 @@ def test_a_run_whose_last_outputs_are_undecided_is_whole():
     assert first.stopped_by_rule == second.stopped_by_rule
 
 
+def test_a_rule_that_looks_by_itself_is_asked_each_time(fresh):
+    class Third(stopping.Fixed):
+        def update(self, iteration, out, candidate):
+            self.iteration, self.picture = iteration, candidate
+            return iteration == 2
+
+    s = fresh(ask_every=8)
+    s.stopping = Third()
+    result = fit(s, 30)
+    assert result.stopped_by_rule and result.iterations == 3
+
+
 def test_a_checkpoint_that_finds_the_end_ends_the_run():
     s = told("SMNS", 100)
     saves = []
@@ -358,6 +373,26 @@ def test_going_back_forgets_what_is_undecided(fresh):
     assert len(s.undecided) == 2
     s.load_state_dict(saved)
     assert not s.undecided and s.iteration == 12
+
+
+@pytest.mark.parametrize("more", ["--stopping held-out", "--stopping ES-WMV --window 5"])
+def test_a_whole_run_as_on_a_card(monkeypatch, tmp_path, folder, more):
+    words = f"--folder_path {folder}/grey.png --dim 8 --num_iters 30 --lr {LR} --eval_every 5"
+    words += f" --device cpu --precision fp32 {more}"
+
+    def run(where, begins=""):
+        assert main(DenoisingOptions, f"{words} --save_folder {where} {begins}".split()) == 0
+        (result,) = where.rglob("result.json")
+        told = json.loads(result.read_text())
+        return told, images.read(result.parent / "restored.png").data
+
+    plain, expected = run(tmp_path / "plain")
+    monkeypatch.setattr(prepare, "on_gpu", lambda device: True)
+    monkeypatch.setattr(prepare, "Recorded", partial(Recorded, on_tape))
+    taped, found = run(tmp_path / "taped")
+    assert taped["psnr_stopped"] == plain["psnr_stopped"]
+    assert taped["stop_iteration"] == plain["stop_iteration"]
+    assert (found == expected).all()
 
 
 def test_a_card_is_given_both(monkeypatch, fresh):

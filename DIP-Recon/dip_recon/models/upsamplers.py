@@ -265,6 +265,9 @@ class Keep(nn.Module):
 
 def _insert_zeros(x: Tensor, dim: int) -> Tensor:
     """Put a zero after every sample along ``dim``, in x's own memory order (it is faster)."""
+    if torch._C._functorch.is_batchedtensor(x):  # several networks as one; has no such order
+        pads = (0, 1) if dim == 3 else (0, 0, 0, 1)
+        return F.pad(x.unsqueeze(dim + 1), pads).flatten(dim, dim + 1)
     shape = list(x.shape)
     shape[dim] *= 2
     last = x.is_contiguous(memory_format=torch.channels_last)
