@@ -105,6 +105,7 @@ def scaling(a) -> None:
     for w in widths:
         one("width", w, lambda w=w: whole(sizes[0], w, max(a.rounds // 2, 1)))
     each(a, "scaling", [(n,) for n in runs], lambda n: together(n, sizes[0], width, a))
+    exponents: dict[str, tuple[float, float]] = {}
     for against, points in found.items():
         if len(points) < 2:
             continue
@@ -112,8 +113,9 @@ def scaling(a) -> None:
         time_, bytes_ = (np.polyfit(logs[:, 0], logs[:, n], 1)[0] for n in (1, 2))
         note("scaling", against=against, exponent_of_time=f"{time_:.2f}",
              exponent_of_memory=f"{bytes_:.2f}")  # fmt: skip
-    if a.figure and found:
-        _draw(found, a.figure)
+        exponents[against] = time_, bytes_
+    if a.figure and exponents:
+        _draw({against: found[against] for against in exponents}, exponents, a.figure)
 
 
 def together(count: int, size: int, width: int, a) -> None:
@@ -137,22 +139,37 @@ def together(count: int, size: int, width: int, a) -> None:
          batch_by_turn=f"{middle:.3f} ({least:.3f} – {most:.3f})")  # fmt: skip
 
 
-def _draw(found: dict[str, list], path: Path) -> None:
+def _draw(found: dict[str, list], exponents: dict[str, tuple[float, float]], path: Path) -> None:
+    """A column against pixels, whole and tiled, and one against width."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    columns: dict[str, list[str]] = {}
+    for against in found:
+        columns.setdefault(against.split(",")[0], []).append(against)
     figure, axes = pyplot.subplots(
-        2, len(found), figsize=(3.5 * len(found), 5), layout="tight", squeeze=False
+        2,
+        len(columns),
+        figsize=(4.5 * len(columns), 6),
+        layout="tight",
+        squeeze=False,
+        sharex="col",
     )
-    for column, (against, points) in zip(axes.T, found.items(), strict=True):
-        values, seconds, taken = zip(*points, strict=True)
-        for axis, measured, label in zip(
-            column, (seconds, [max(n, 1) for n in taken]), ("seconds a step", "bytes"), strict=True
-        ):
-            axis.loglog(values, measured, "o-")
-            axis.set_xlabel(against)
-            axis.set_ylabel(label)
-    figure.savefig(path)
+    for column, (label, lines) in zip(axes.T, columns.items(), strict=True):
+        for against in lines:
+            values, seconds, taken = zip(*found[against], strict=True)
+            name = "tiled" if "tiled" in against else "whole"
+            megabytes = [max(n, 1) / 1e6 for n in taken]
+            for axis, measured, power in zip(
+                column, (seconds, megabytes), exponents[against], strict=True
+            ):
+                axis.loglog(values, measured, "o-", label=f"{name}: power {power:.2f}")
+        for axis, what in zip(column, ("seconds a step", "megabytes"), strict=True):
+            axis.set_ylabel(what)
+            axis.grid(alpha=0.3)
+            axis.legend()
+        column[1].set_xlabel(label)
+    figure.savefig(path, dpi=100)
     pyplot.close(figure)
