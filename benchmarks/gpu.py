@@ -126,7 +126,9 @@ def together(a) -> None:
         found = in_turns(variants, a)
         tell("together", found, **what)
         taken = peak_memory(joint.z.device) - before
-        measuring.note("together", **what, variant="both", megabytes=round(taken / 1e6))
+        why_not = joint.recorded.why_not if joint.recorded else "no card"
+        measuring.note("together", **what, variant="both", megabytes=round(taken / 1e6),
+                       recorded=why_not or "yes")  # fmt: skip
 
     cases = [("DIP_2_scaled", 32, 128), ("DIP_2_scaled", 64, 256), ("DIP_orig", None, 256)]
     cases = [("DIP_2_scaled", 4, 32)] if a.smoke else cases

@@ -260,6 +260,69 @@ def test_what_is_not_recorded(fresh):
     assert not can_be(held)
 
 
+def test_a_batch_that_is_not_recorded_says_why(fresh):
+    def refused(work):
+        tries.append(1)
+        raise RuntimeError("not permitted")
+
+    tries, states = [], [fresh(lr=LR, guard=Guard(every=4)) for _ in range(3)]
+    for n, s in enumerate(states):
+        s.generator.manual_seed(n)
+        s.recorded = Recorded(refused)
+
+    def spoil(s):  # it leaves the batch
+        if s.iteration == 8 and not s.guard.troubles:
+            with torch.no_grad():
+                next(s.network.parameters()).view(-1)[0] = math.nan
+
+    fit_together(states, 16, [[], [spoil], []])
+    assert states[1].guard.troubles and tries == [1]
+    assert all("not permitted" in s.recorded.why_not for s in (states[0], states[2]))
+
+
+def test_memory_that_is_short_for_a_recording_ends_no_fit(fresh, monkeypatch):
+    def short(s):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    plain, taped = fresh(lr=LR), recording(fresh(lr=LR))
+    monkeypatch.setattr(recorded, "_changed", short)
+    for s in (plain, taped):
+        iterate(s, 8, [])
+    assert "out of memory" in taped.recorded.why_not
+    same(plain, taped)
+
+
+def test_it_is_tried_again_where_the_guard_went_back(fresh):
+    def spoil(s):  # just before it is recorded
+        if s.iteration == 2 and not s.guard.troubles:
+            with torch.no_grad():
+                next(s.network.parameters()).fill_(math.nan)
+
+    s = recording(fresh(lr=LR, guard=Guard(every=5)))
+    iterate(s, 20, [spoil])
+    assert s.guard.troubles and replayed(s)
+
+
+def test_a_recording_is_let_go_while_another_level_fades_in(fresh):
+    s = recording(fresh(lr=LR))
+    iterate(s, 8, [])
+    assert replayed(s)
+    s.steady = False
+    iterate(s, 9, [])
+    assert s.recorded.replay is None and not s.recorded.found
+
+
+def test_a_run_says_why_its_steps_are_not_recorded(monkeypatch, tmp_path, folder, capsys):
+    def refused(work):
+        raise RuntimeError("not permitted")
+
+    monkeypatch.setattr(prepare, "on_gpu", lambda device: True)
+    monkeypatch.setattr(prepare, "Recorded", partial(Recorded, refused))
+    words = f"--folder_path {folder}/grey.png --dim 8 --num_iters 6 --save_folder {tmp_path}/runs"
+    assert main(DenoisingOptions, f"{words} --device cpu".split()) == 0
+    assert "grey: a step cannot be recorded: not permitted; steps took" in capsys.readouterr().out
+
+
 def test_a_batch_is_recorded(fresh):
     def made(taped):
         states = [fresh(lr=LR, rule="ES-WMV") for _ in range(3)]
@@ -363,6 +426,44 @@ def test_a_checkpoint_that_finds_the_end_ends_the_run():
 
     result = fit(s, 100, [save])
     assert result.stopped_by_rule and result.iterations == 60 and saves[-1]["stopped"]
+
+
+@pytest.mark.parametrize("lost", ["no number", "no number, unguarded", "collapse"])
+def test_what_is_lost_after_the_end_changes_nothing(lost):
+    """By the time that the rule is asked the fit has gone on, and may be lost."""
+
+    class Lost(Told):
+        def forward(self, z):
+            out, factor = super().forward(z), math.nan if "number" in lost else 0
+            return out if self.n <= 45 else factor * out + 5
+
+    found, states = [], [told("ES-WMV", every) for every in (1, 8)]
+    for s in states:
+        s.network.__class__ = Lost
+        s.guard = None if "unguarded" in lost else Guard(every=10)
+        found.append(fit(s, 46 if lost == "collapse" else 100))
+    at_once, later = found
+    assert at_once.iterations == 45 and at_once.stopped_by_rule and later.stopped_by_rule
+    assert at_once.stop_iteration == later.stop_iteration
+    for name in ("stopped", "out", "ema"):
+        assert torch.equal(getattr(at_once, name), getattr(later, name)), name
+    assert not states[1].guard or not states[1].guard.troubles
+
+
+def test_an_end_that_is_itself_lost_is_gone_back_from():
+    class Lost(Told):
+        def forward(self, z):
+            out = super().forward(z)
+            return out * (math.nan if self.n > 31 and not s.guard.troubles else 1)
+
+    s = told("ES-WMV", 8)
+    s.network.__class__ = Lost
+    s.guard = Guard(every=28)  # which looks so seldom that the rule's patience ends before
+    result = fit(s, 100)
+    assert [t["noticed"] for t in s.guard.troubles] == [44], "not looked at, but asked by eights"
+    expected = fit(told("ES-WMV", 8), 100)
+    assert result.stopped_by_rule and result.stop_iteration == expected.stop_iteration
+    assert torch.equal(result.restored, expected.restored)
 
 
 def test_going_back_forgets_what_is_undecided(fresh):

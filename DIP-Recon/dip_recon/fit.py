@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -199,7 +199,8 @@ class State:
         whole: the problem at the picture's own size, while a schedule has a reduced one fitted.
         steady: whether the schedule leaves problem and network's form as they were a step before.
         recorded: what does ``descend``'s work instead, on a GPU.
-        ask_every: how many outputs are measured before the stopping rule decides on them.
+        ask_every: how many outputs are measured before the stopping rule decides on them, which
+            are then undecided; at_end: what the last output was when it ended the run.
     """
 
     problem: Problem
@@ -229,7 +230,8 @@ class State:
     steady: bool = True
     recorded: Recorded | None = None
     ask_every: int = 1
-    undecided: list[tuple[Fixed, int, Tensor, Tensor]] = field(default_factory=list)
+    undecided: list[tuple] = field(default_factory=list)
+    at_end: tuple[Tensor, ...] | None = None
 
     def __post_init__(self) -> None:
         orders = (torch.contiguous_format, torch.channels_last)
@@ -259,8 +261,8 @@ class State:
         figures = rule.measure(self.out, self.smoothed)
         if figures is None:
             return self.settle() or rule.decide(self.iteration, self.smoothed, [])
-        candidate = self.smoothed.clone()  # it is changed in place
-        self.undecided.append((rule, self.iteration, candidate, figures))
+        there = (self.smoothed.clone(), self.out, self.measured, self.loss)  # the first is changed
+        self.undecided.append((rule, self.iteration, figures, there))
         return len(self.undecided) >= self.ask_every and self.settle()
 
     def settle(self) -> bool:
@@ -270,11 +272,11 @@ class State:
         """
         told, self.undecided = self.undecided, []
         if told:
-            numbers = torch.cat([figures for *_, figures in told]).tolist()
-        for rule, iteration, candidate, figures in told:
+            numbers = torch.cat([figures for _, _, figures, _ in told]).tolist()
+        for rule, iteration, figures, there in told:
             mine, numbers = numbers[: len(figures)], numbers[len(figures) :]
-            if rule.decide(iteration, candidate, mine):
-                self.stopped = True
+            if rule.decide(iteration, there[0], mine):
+                self.stopped, self.at_end = True, there
                 break
         return self.stopped
 
@@ -300,7 +302,7 @@ class State:
     def load_state_dict(self, saved: dict) -> None:
         """Go on where ``saved``, with its tensors on the CPU, was; they move where ours are."""
         device = self.z.device
-        self.undecided = []
+        self.undecided, self.at_end = [], None
         if self.recorded:
             self.recorded.forget()
         for key in self.PLAIN:
@@ -444,8 +446,16 @@ def put_back(
 ) -> bool:
     """Have the guard go back, and the callbacks told; False if it gives up.
 
+    Or if the rule had ended the run before it was lost: then what was there is put back.
+
     Raises ``trouble`` where there is no guard, or nothing for it to go back to.
     """
+    if state.settle() and state.at_end is not None:
+        state.smoothed, state.out, state.measured, state.loss = state.at_end
+        with suppress(FloatingPointError):
+            check_finite(state)
+            return False
+        state.stopped = False
     if not state.guard:
         raise trouble
     goes_on = state.guard.go_back(state, trouble)

@@ -14,15 +14,15 @@ from . import memory, models
 from .errors import UserError
 from .fit import bf16_available, choose
 from .options import Options
-from .prepare import network_settings
+from .prepare import ask_every, network_settings
 from .tasks import Job
 
 # What allocators keep, and convolutions lay out anew, beyond the tensors there are at once: as
 # measured on a CPU, see tests/test_needs.py; on a card it was not measured.
 WASTE = {"cpu": 1.6, "cuda": 1.3}
 # Of the weights: they, their gradients, two moments, the guard's copy of three of these, and what
-# convolutions lay out anew.
-COPIES = 8
+# convolutions lay out anew; on a card also a copy of four while a step is recorded.
+COPIES = {"cpu": 8, "cuda": 12}
 SPARE = 0.8  # share of the free memory that a fit may take
 
 
@@ -31,7 +31,7 @@ def needed(job: Job, o: Options) -> int:
 
     One step, forward and backward, is played through with tensors that have a shape and no content,
     and the bytes of those alive at once are counted; to this come the optimiser's two moments, the
-    pictures that averages and rules keep, and the guard's copy of all of these.
+    pictures that averages and rules keep or are to look at yet, and the guard's copy of all these.
     """
     from torch._subclasses import FakeTensorMode  # slow to import
 
@@ -49,8 +49,9 @@ def needed(job: Job, o: Options) -> int:
         (out.float() - torch.empty_like(out)).square().mean().backward()
     weights = 4 * _weights(network)
     passing = live.most - 2 * weights  # all but the weights and their gradients
-    kept = (4 + o.average_last) * 4 * out.numel()
-    return round(WASTE[device.type] * (passing + kept) + kept + COPIES * weights)
+    undecided = 4 * ask_every(out.numel()) if device.type == "cuda" else 0
+    kept = (4 + o.average_last + undecided) * 4 * out.numel()
+    return round(WASTE[device.type] * (passing + kept) + kept + COPIES[device.type] * weights)
 
 
 def too_large(job: Job, o: Options) -> bool:

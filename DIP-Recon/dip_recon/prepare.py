@@ -154,6 +154,15 @@ def on_gpu(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def ask_every(values: int) -> int:
+    """How many outputs of so many values a rule decides on at once on a GPU.
+
+    8; fewer of large ones, whose steps take longer than the waiting, since four pictures of each
+    are kept by then.
+    """
+    return min(8, max(1, 2**22 // values))
+
+
 def prepare(job: Job, o: Options, device: torch.device, precision: str) -> State:
     """A fresh state for this picture: network, input, optimiser and rule, as the options say.
 
@@ -193,6 +202,6 @@ def prepare(job: Job, o: Options, device: torch.device, precision: str) -> State
         precision=precision,
     )
     if on_gpu(device):
-        state.ask_every = min(8, max(1, 2**25 // problem.y.numel()))  # pictures of memory
+        state.ask_every = ask_every(problem.y.numel())
         state.recorded = Recorded() if can_be(state) else None
     return state

@@ -8,6 +8,7 @@ the learning rate are put where it looks for them, and copies are made of what i
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import contextmanager
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from .fit import State, descend
 from .operators import OPERATORS, Kept
 
+_one_at_a_time = threading.Lock()
 Found = tuple[Tensor, ...]
 Record = Callable[[Callable[[], Found]], tuple[Callable[[], None], Found]]
 
@@ -25,11 +27,13 @@ def can_be(state: State) -> bool:
     """Whether this fit's steps are work for the device alone, and the same each time.
 
     Not where the last step may be undone, which is asked at every step; nor with an optimiser that
-    keeps its learning rate to itself, or an operator that is not ours and may do anything.
+    keeps its learning rate to itself, or an operator that is not ours and may do anything. Before
+    torch 2.13 a recording that fails leaves memory and random numbers locked.
     """
     A = state.problem.A.A if isinstance(state.problem.A, Kept) else state.problem.A
     fused = all(group.get("fused") for group in state.optimizer.param_groups)
-    return fused and state.backtracking is None and type(A) in OPERATORS
+    alone = state.backtracking is None and type(A) in OPERATORS
+    return fused and alone and torch.__version__ >= (2, 13)
 
 
 def on_card(work: Callable[[], Found]) -> tuple[Callable[[], None], Found]:
@@ -37,9 +41,9 @@ def on_card(work: Callable[[], Found]) -> tuple[Callable[[], None], Found]:
 
     Raises RuntimeError if it has to wait for the card, or memory does not suffice.
     """
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    graph = torch.cuda.CUDAGraph()
     here = torch.cuda.stream(torch.cuda.current_stream())  # whatever happens, back to this one
-    with here, torch.cuda.graph(graph, stream=stream):
+    with _one_at_a_time, here, torch.cuda.graph(graph, capture_error_mode="thread_local"):
         found = work()
     return graph.replay, found
 
@@ -59,7 +63,6 @@ class Recorded:
 
     def __init__(self, record: Record = on_card) -> None:
         self.record = record
-        self.why_not = ""
         self.forget()
 
     def forget(self) -> None:
@@ -70,9 +73,12 @@ class Recorded:
         self.problem = None
         self.precision = ""
         self.steps = 0
+        self.why_not = ""
 
     def __call__(self, s: State, z: Tensor) -> Found | None:
         """As ``descend``."""
+        if not s.steady and self.replay is not None:  # keeps its memory to itself
+            self.forget()
         if self.why_not or not s.steady:
             return descend(s, z)
         if s.problem is not self.problem or s.precision != self.precision:
@@ -92,9 +98,11 @@ class Recorded:
 
     def _begin(self, s: State, z: Tensor) -> None:
         """Record, and keep the recording if two steps with it are two steps without."""
-        before = [t.clone() for t in _changed(s)]
-        self.z, self.lr = z.clone(), torch.zeros((), device=z.device)
+        before: list[Tensor] = []
+        why_not = ""
         try:
+            before += [t.clone() for t in _changed(s)]
+            self.z, self.lr = z.clone(), torch.zeros((), device=z.device)
             with _set(s.optimizer, lr=s.lr):  # the schedule's may hardly change anything
                 expected = [descend(s, z) for _ in range(2)]
             _put_back(s, before)
@@ -103,13 +111,15 @@ class Recorded:
             with _set(s.optimizer, lr=s.lr):
                 found = [self._replayed(s, z) for _ in range(2)]
         except RuntimeError as error:
-            self.why_not = f"cannot be recorded: {error}"
+            why_not = f"a step cannot be recorded: {error}"
         else:
             if not _alike(expected, found, self.CLOSE):
-                self.why_not = "what was recorded does not come to the same"
-        _put_back(s, before)
-        if self.why_not:
+                why_not = "what was recorded of a step does not come to the same"
+        if before:
+            _put_back(s, before)
+        if why_not:
             self.forget()
+            self.why_not = why_not
 
 
 def _changed(s: State) -> list[Tensor]:

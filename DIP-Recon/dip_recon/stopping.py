@@ -284,7 +284,7 @@ class MethodNoise(Fixed):
     def measure(self, out: Tensor, candidate: Tensor) -> Tensor:
         squares = (self.problem.y - self.problem.A(candidate)).square()
         if self.where is not None:
-            squares = squares * self.where
+            squares = torch.where(self.where, squares, 0)
         return (squares.sum() / self.counting).sqrt()[None]
 
     def decide(self, iteration: int, candidate: Tensor, figures: list[float]) -> bool:

@@ -314,12 +314,13 @@ class Batch:
     def __init__(self, states: Sequence[State]) -> None:
         self.states = list(states)
         self.noise = [s.generator.get_state() for s in self.states]  # before the iteration
+        self.state: State | None = None
 
     def stack(self) -> State:
         """The state of the batch, where its fits are; z has a fit a row."""
         first = self.states[0]
         network = Stack([s.network for s in self.states])
-        recorded = all(s.recorded for s in self.states)
+        recorded = all(s.recorded and not s.recorded.why_not for s in self.states)
         self.state = State(
             Problem(first.problem.y, self._measured, first.problem.size),
             network,
@@ -357,8 +358,11 @@ class Batch:
         iterate(self.state, math.inf, [look])
 
     def part(self) -> None:
-        """Give every fit tensors of its own."""
+        """Give every fit tensors of its own, and the word why there was no recording."""
+        recorded = self.state and self.state.recorded
         for s in self.states:
+            if recorded and recorded.why_not:
+                s.recorded.why_not = recorded.why_not
             for tensor in [*s.network.parameters(), *s.network.buffers()]:
                 tensor.data = tensor.data.clone()
             if s.precision == "bf16":  # as ``prepare`` has it
