@@ -13,7 +13,17 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from . import doubling, upsamplers
-from .layers import BatchNorm, Size, activation, conv, norm, output_range, whole
+from .layers import (
+    BatchNorm,
+    Convolution,
+    ReLU,
+    Size,
+    activation,
+    conv,
+    norm,
+    output_range,
+    whole,
+)
 from .registry import register
 
 REDUCTION = 32  # a progressive input is the picture's size over 32
@@ -123,17 +133,17 @@ def deep_decoder(
     layers = []
     channels = in_channels
     for size in _sizes(in_size, out_size, num_layers, upsample_mode):
-        mix = nn.Conv2d(channels, width, 1, bias=False)
+        mix = Convolution(channels, width, 1, bias=False)
         grow = upsamplers.make(upsample_mode, width, align_corners=True)
-        after = nn.Sequential(nn.ReLU(inplace=True), BatchNorm(width))
+        after = nn.Sequential(ReLU(), BatchNorm(width))
         layers.append(Block(mix, grow, after, size))
         channels = width
     return nn.Sequential(
         *layers,
-        nn.Conv2d(width, width, 1, bias=False),
-        nn.ReLU(inplace=True),
+        Convolution(width, width, 1, bias=False),
+        ReLU(),
         BatchNorm(width),
-        nn.Conv2d(width, out_channels, 1, bias=False),
+        Convolution(width, out_channels, 1, bias=False),
         output_range(need_sigmoid),
     )
 

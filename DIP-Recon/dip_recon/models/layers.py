@@ -15,20 +15,84 @@ from ..errors import UserError, nearest
 
 Size = tuple[int, int]
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "ReLU": lambda: nn.ReLU(inplace=True),
-    "LeakyReLU": lambda: nn.LeakyReLU(0.2, inplace=True),
-    "Swish": nn.SiLU,
-    "ELU": nn.ELU,
-    "GELU": nn.GELU,
-    "none": nn.Identity,
-}
-
 
 def plain_float32(x: Tensor) -> bool:
     """Whether x is float32 on the CPU in the default layout, where some kernels beat the usual."""
     float32 = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     return x.device.type == "cpu" and float32 and x.is_contiguous()
+
+
+def several(x: Tensor) -> bool:
+    """Whether x is that of several networks, which are run as one."""
+    return torch._C._functorch.is_batchedtensor(x)
+
+
+class _OfEach(torch.autograd.Function):
+    """A layer of several networks as one: their channels lie side by side.
+
+    torch's own rules add and multiply what a layer does itself, one after another, in float32
+    where the maps are in bfloat16, and keep what is between for the gradient.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, *_) -> Tensor:
+        raise NotImplementedError  # there are several
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def merged(in_dims: tuple, x: Tensor, *per_channel: Tensor | None) -> list[Tensor | None]:
+        """x as [N, B·C, H, W], and what there is per channel as [B·C, …]."""
+        x = x.movedim(in_dims[0], 1)
+        rest = [
+            None if t is None else t.movedim(d, 0).flatten(0, 1)
+            for t, d in zip(per_channel, in_dims[1:], strict=False)
+        ]
+        return [x.flatten(1, 2), *rest]
+
+
+class _ConvolutionOfEach(_OfEach):
+    @staticmethod
+    def vmap(info, in_dims: tuple, x: Tensor, weight: Tensor, bias: Tensor | None, *how) -> tuple:
+        of_all = _OfEach.merged(in_dims, x, weight, bias)
+        y = F.conv2d(*of_all, *how, groups=info.batch_size)
+        return y.unflatten(1, (info.batch_size, -1)), 1
+
+
+class _NormOfEach(_OfEach):
+    @staticmethod
+    def vmap(info, in_dims: tuple, x: Tensor, *more) -> tuple:
+        *per_channel, momentum, eps = more
+        x, weight, bias, mean, variance = _OfEach.merged(in_dims, x, *per_channel)
+        y = F.batch_norm(x, mean, variance, weight, bias, True, momentum, eps)
+        return y.unflatten(1, (info.batch_size, -1)), 1
+
+
+class Convolution(nn.Conv2d):
+    """Convolution; of several networks as one, in groups."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not several(x):
+            return super().forward(x)
+        how = (self.stride, self.padding, self.dilation)
+        return _ConvolutionOfEach.apply(x, self.weight, self.bias, *how)
+
+
+class LeakyReLU(nn.LeakyReLU):
+    """In place; not of several networks as one, whose maps are views, so that gradients of what is
+    done in place are copied to and fro."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(x, self.negative_slope, inplace=not several(x))
+
+
+class ReLU(nn.ReLU):
+    """As ``LeakyReLU``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x, inplace=not several(x))
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -39,11 +103,12 @@ class BatchNorm(nn.BatchNorm2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.training and several(x):
+            self.num_batches_tracked.add_(1)
+            per_channel = (self.weight, self.bias, self.running_mean, self.running_var)
+            return _NormOfEach.apply(x, *per_channel, self.momentum, self.eps)
         pixels = x.shape[2] * x.shape[3]
         if not (self.training and plain_float32(x) and len(x) == 1 and pixels > 1):
-            short = x.dtype in (torch.bfloat16, torch.float16)
-            if short and torch._C._functorch.is_batchedtensor(x):  # refused in some layouts
-                return super().forward(x.float()).to(x.dtype)
             return super().forward(x)
         y, mean, variance = self.of_one(x, self.weight, self.bias)
         self.remember(mean, variance, pixels)
@@ -73,11 +138,21 @@ class InstanceNorm(nn.InstanceNorm2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if len(x) > 1 or x.shape[2] * x.shape[3] == 1 or torch._C._functorch.is_batchedtensor(x):
+        if len(x) > 1 or x.shape[2] * x.shape[3] == 1:
             return super().forward(x)
+        if several(x):
+            return _NormOfEach.apply(x, None, None, None, None, 0.0, self.eps)
         return F.batch_norm(x, None, None, training=True, eps=self.eps)
 
 
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "ReLU": ReLU,
+    "LeakyReLU": lambda: LeakyReLU(0.2),
+    "Swish": nn.SiLU,
+    "ELU": nn.ELU,
+    "GELU": nn.GELU,
+    "none": nn.Identity,
+}
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "bn": BatchNorm,
     "instance": InstanceNorm,
@@ -220,10 +295,10 @@ def conv(
     edge = kernel // 2
     if kernel == 1 and stride == 1 and min(in_channels, out_channels) >= 64:
         # Dilation is nothing to one pixel, but has torch choose the faster kernel on one thread.
-        return nn.Conv2d(in_channels, out_channels, 1, dilation=2)
+        return Convolution(in_channels, out_channels, 1, dilation=2)
     if one_of("pad", pad, PADS) == "zero" or edge == 0:
-        return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=edge)
-    return nn.Sequential(ReflectPad(edge), nn.Conv2d(in_channels, out_channels, kernel, stride))
+        return Convolution(in_channels, out_channels, kernel, stride, padding=edge)
+    return nn.Sequential(ReflectPad(edge), Convolution(in_channels, out_channels, kernel, stride))
 
 
 def centre_crop(x: Tensor, size: Sequence[int]) -> Tensor:

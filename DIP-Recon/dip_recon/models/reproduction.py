@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from . import doubling, upsamplers
-from .layers import BatchNorm, Size, centre_crop, conv, join, one_of, output_range, whole
+from .layers import BatchNorm, LeakyReLU, Size, centre_crop, conv, join, one_of, output_range, whole
 from .registry import register
 
 
@@ -20,7 +20,7 @@ def _block(in_channels: int, out_channels: int, kernel: int, halve: bool = False
         conv(in_channels, out_channels, kernel),
         *([nn.MaxPool2d(2, ceil_mode=True)] if halve else []),
         BatchNorm(out_channels),
-        nn.LeakyReLU(0.01, inplace=True),
+        LeakyReLU(0.01),
     )
 
 

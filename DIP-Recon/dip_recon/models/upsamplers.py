@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import UserError, nearest
-from .layers import Size, cut, plain_float32, reflect_pad
+from .layers import Size, cut, plain_float32, reflect_pad, several
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 SPELLINGS = "or write a filter: taps:0.25,0.5,0.25 or kaiser:60,0.4,0.2 (dB, cut-off, transition)"
@@ -265,7 +265,7 @@ class Keep(nn.Module):
 
 def _insert_zeros(x: Tensor, dim: int) -> Tensor:
     """Put a zero after every sample along ``dim``, in x's own memory order (it is faster)."""
-    if torch._C._functorch.is_batchedtensor(x):  # several networks as one; has no such order
+    if several(x):  # has no such order
         pads = (0, 1) if dim == 3 else (0, 0, 0, 1)
         return F.pad(x.unsqueeze(dim + 1), pads).flatten(dim, dim + 1)
     shape = list(x.shape)
