@@ -161,6 +161,23 @@ def test_attention_in_bf16_rounds_and_no_more(size):
         assert (a - b).norm() < 0.03 * a.norm()
 
 
+@pytest.mark.parametrize("tokens, exact", [(16, True), (256, False)])
+def test_few_tokens_are_multiplied_in_float32(tokens, exact):
+    torch.manual_seed(0)
+    layer, x = swin.Linear(24, 40), torch.randn(1, tokens, 24).bfloat16()
+    outs, grads = [], []
+    for autocast in (False, True):
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = layer(x if autocast else x.float())
+        out.float().sum().backward()
+        outs.append(out)
+        grads.append(layer.weight.grad.clone())
+    assert outs[1].dtype == torch.bfloat16
+    assert torch.allclose(outs[1].float(), outs[0], atol=0.03)
+    assert torch.equal(*grads) is exact, "the cast of the weights' gradient is spared"
+
+
 def test_mistakes():
     refused(lambda: network(num_heads=[4, 4]), "--num_heads has 2 values", "4")
     refused(lambda: network(depth=0), "--depth 0")
