@@ -314,7 +314,7 @@ def test_a_recording_is_let_go_while_another_level_fades_in(fresh):
 
 def test_a_run_says_why_its_steps_are_not_recorded(monkeypatch, tmp_path, folder, capsys):
     def refused(work):
-        raise RuntimeError("not permitted")
+        raise TypeError("not permitted")
 
     monkeypatch.setattr(prepare, "on_gpu", lambda device: True)
     monkeypatch.setattr(prepare, "Recorded", partial(Recorded, refused))
