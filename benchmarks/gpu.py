@@ -42,6 +42,11 @@ def in_use() -> int:
     return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
 
 
+def how(s: State) -> str:
+    """Whether its steps are recorded."""
+    return s.recorded.why_not or "yes" if s.recorded else "no card"
+
+
 def tell(part: str, found: dict[str, tuple[float, ...]], **what) -> None:
     for variant, (seconds, least, middle, most) in found.items():
         measuring.note(
@@ -96,8 +101,7 @@ def recorded(a) -> None:
         }
         what = {"network": name, "width": dim, "size": size}
         tell("recorded", in_turns(variants, a), **what)
-        how = "no card" if ours.recorded is None else ours.recorded.why_not or "yes"
-        measuring.note("recorded", **what, variant="ours", recorded=how)
+        measuring.note("recorded", **what, variant="ours", recorded=how(ours))
 
     cases = [("DIP_2_scaled", 32, 128), ("DIP_2_scaled", 64, 256)]
     cases += [(name, None, 256) for name in ("DD", "ConvDecoder", "DIP_orig", "PG_DIP")]
@@ -126,9 +130,8 @@ def together(a) -> None:
         found = in_turns(variants, a)
         tell("together", found, **what)
         taken = peak_memory(joint.z.device) - before
-        why_not = joint.recorded.why_not if joint.recorded else "no card"
         measuring.note("together", **what, variant="both", megabytes=round(taken / 1e6),
-                       recorded=why_not or "yes")  # fmt: skip
+                       recorded=how(joint))  # fmt: skip
 
     cases = [("DIP_2_scaled", 32, 128), ("DIP_2_scaled", 64, 256), ("DIP_orig", None, 256)]
     cases = [("DIP_2_scaled", 4, 32)] if a.smoke else cases

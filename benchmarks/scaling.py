@@ -115,7 +115,7 @@ def scaling(a) -> None:
              exponent_of_memory=f"{bytes_:.2f}")  # fmt: skip
         exponents[against] = time_, bytes_
     if a.figure and exponents:
-        _draw({against: found[against] for against in exponents}, exponents, a.figure)
+        _draw(found, exponents, a.figure)
 
 
 def together(count: int, size: int, width: int, a) -> None:
@@ -147,16 +147,10 @@ def _draw(found: dict[str, list], exponents: dict[str, tuple[float, float]], pat
     from matplotlib import pyplot
 
     columns: dict[str, list[str]] = {}
-    for against in found:
+    for against in exponents:
         columns.setdefault(against.split(",")[0], []).append(against)
-    figure, axes = pyplot.subplots(
-        2,
-        len(columns),
-        figsize=(4.5 * len(columns), 6),
-        layout="tight",
-        squeeze=False,
-        sharex="col",
-    )
+    looks = {"figsize": (4.5 * len(columns), 6), "layout": "tight", "sharex": "col"}
+    figure, axes = pyplot.subplots(2, len(columns), squeeze=False, **looks)
     for column, (label, lines) in zip(axes.T, columns.items(), strict=True):
         for against in lines:
             values, seconds, taken = zip(*found[against], strict=True)

@@ -302,6 +302,15 @@ def test_every_network_can_be_reckoned(name):
     assert 10**6 < needs.needed(job, o) < needs._most(job, o)
 
 
+@pytest.mark.parametrize("size", [32, 128])
+@pytest.mark.parametrize("name", ["Swin_upsample", "DIP_2_scaled", "DD"])
+def test_what_it_is_far_below_is_so_on_a_card(monkeypatch, name, size):
+    """Of a small picture most are copies of weights, and pictures to decide on."""
+    monkeypatch.setattr(needs, "choose", lambda *_: (torch.device("cuda"), "fp32"))
+    job, o = big(size, model_type=name)
+    assert 1.5 * needs.needed(job, o) < needs._most(job, o)
+
+
 @pytest.mark.parametrize(
     ("said", "status"), [("DefaultCPUAllocator: can't allocate memory", 2), ("CUDA error", None)]
 )

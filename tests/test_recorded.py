@@ -20,7 +20,7 @@ from dip_recon.guard import Guard
 from dip_recon.operators import Downsample, FourierSampling, Kept, Mask
 from dip_recon.options import DenoisingOptions
 from dip_recon.problem import Problem
-from dip_recon.recorded import Recorded, can_be
+from dip_recon.recorded import Recorded, recordable
 from dip_recon.tasks import Job
 from dip_recon.together import Batch, fit_together
 
@@ -104,7 +104,7 @@ def test_every_network_can_be_recorded(name, precision, picture):
         return prepare.prepare(job, o, torch.device("cpu"), precision)
 
     plain, taped = made(), recording(made())
-    assert can_be(taped)
+    assert recordable(taped)
     for state in (plain, taped):
         iterate(state, 7, [])
     assert replayed(taped)
@@ -141,7 +141,7 @@ def test_operators_can_be_recorded(fresh, A):
     plain, taped = fresh(lr=LR), recording(fresh(lr=LR))
     for s in (plain, taped):
         s.problem = Problem(A(s.problem.y), A, s.problem.size)
-        assert can_be(s)
+        assert recordable(s)
         iterate(s, 8, [])
     assert replayed(taped)
     same(plain, taped)
@@ -219,7 +219,7 @@ def test_a_step_that_waits_for_the_card_is_not_recorded(fresh):
         s.problem.A = Asking()
         iterate(s, 10, [])
     assert "not permitted" in taped.recorded.why_not and taped.recorded.replay is None
-    assert not can_be(taped), "nobody knows what it does"
+    assert not recordable(taped), "nobody knows what it does"
     same(plain, taped)
     assert taped.optimizer.param_groups[0]["lr"] == LR
     assert taped.optimizer.param_groups[0]["capturable"] is False
@@ -250,14 +250,14 @@ def test_a_recording_that_does_something_else_is_not_used(fresh, wrong):
 
 
 def test_what_is_not_recorded(fresh):
-    assert can_be(fresh())
-    assert not can_be(fresh(backtracking=Backtracking()))
-    assert not can_be(fresh(optimizer="sgd")) and not can_be(fresh(optimizer="radam"))
+    assert recordable(fresh())
+    assert not recordable(fresh(backtracking=Backtracking()))
+    assert not recordable(fresh(optimizer="sgd")) and not recordable(fresh(optimizer="radam"))
     held = fresh()
     held.problem = stopping.HeldOut(held.problem).fitted(held.problem)
-    assert can_be(held)
+    assert recordable(held)
     held.problem = replace(held.problem, A=Kept(lambda x: x, torch.ones(1, 1, 32, 32)))
-    assert not can_be(held)
+    assert not recordable(held)
 
 
 def test_a_batch_that_is_not_recorded_says_why(fresh):
@@ -340,140 +340,6 @@ def test_a_batch_is_recorded(fresh):
     assert times == [1], "all fits as one"
     for one, other in zip(plain, taped, strict=True):
         same(one, other)
-
-
-# ---------------------------------------------------------------- decided on later
-
-
-def spread(i, lowest=30):
-    """An output whose noise is least at iteration ``lowest``."""
-    noise = torch.randn(1, 1, 24, 24, generator=torch.Generator().manual_seed(i))
-    return 0.5 + (0.01 + 0.01 * abs(i - lowest)) * noise
-
-
-class Told(torch.nn.Module):
-    """A network whose outputs are told beforehand."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.register_buffer("n", torch.tensor(0))
-
-    def forward(self, z):
-        self.n += 1
-        return spread(int(self.n) - 1) + 0 * self.weight
-
-
-def told(name, every, **settings):
-    y = torch.full((1, 1, 24, 24), 0.5)
-    problem = Problem.denoising(y, sigma=25)
-    rule = stopping.make(
-        name, problem=problem, patience=12, window=5, mns_hold=16, least=12, **settings
-    )
-    rule.start, rule.samples = 5, 40
-    network = Told()
-    return State(
-        problem, network, y, make_optimizer("adam", network.parameters(), LR),
-        torch.Generator(), LR, ema=0.5, stopping=rule, ask_every=every,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("name", [name for name in stopping.RULES if name != "fixed"])
-@pytest.mark.parametrize("resumed", [False, True])
-def test_decided_on_later_it_is_the_same(name, resumed):
-    at_once, later = told(name, 1), told(name, 8)
-    expected = fit(at_once, 100)
-    if resumed:
-        fit(later, 37)
-        saved = copy.deepcopy(later.state_dict())
-        later = told(name, 8)
-        later.load_state_dict(saved)
-    found = fit(later, 100)
-    assert expected.stopped_by_rule and found.stopped_by_rule
-    assert expected.stop_iteration == found.stop_iteration
-    assert torch.equal(expected.stopped, found.stopped)
-    assert 0 <= found.iterations - expected.iterations < 8
-    assert later.stopped and not later.undecided
-
-
-def test_a_run_whose_last_outputs_are_undecided_is_whole():
-    states = [told("ES-WMV", every) for every in (1, 8)]
-    first, second = (fit(s, 43) for s in states)
-    assert first.stop_iteration == second.stop_iteration > 30 - 12
-    assert torch.equal(first.stopped, second.stopped)
-    assert first.stopped_by_rule == second.stopped_by_rule
-
-
-def test_a_rule_that_looks_by_itself_is_asked_each_time(fresh):
-    class Third(stopping.Fixed):
-        def update(self, iteration, out, candidate):
-            self.iteration, self.picture = iteration, candidate
-            return iteration == 2
-
-    s = fresh(ask_every=8)
-    s.stopping = Third()
-    result = fit(s, 30)
-    assert result.stopped_by_rule and result.iterations == 3
-
-
-def test_a_checkpoint_that_finds_the_end_ends_the_run():
-    s = told("SMNS", 100)
-    saves = []
-
-    def save(state):
-        if state.iteration % 30 == 0:
-            saves.append(state.state_dict())
-
-    result = fit(s, 100, [save])
-    assert result.stopped_by_rule and result.iterations == 60 and saves[-1]["stopped"]
-
-
-@pytest.mark.parametrize("lost", ["no number", "no number, unguarded", "collapse"])
-def test_what_is_lost_after_the_end_changes_nothing(lost):
-    """By the time that the rule is asked the fit has gone on, and may be lost."""
-
-    class Lost(Told):
-        def forward(self, z):
-            out, factor = super().forward(z), math.nan if "number" in lost else 0
-            return out if self.n <= 45 else factor * out + 5
-
-    found, states = [], [told("ES-WMV", every) for every in (1, 8)]
-    for s in states:
-        s.network.__class__ = Lost
-        s.guard = None if "unguarded" in lost else Guard(every=10)
-        found.append(fit(s, 46 if lost == "collapse" else 100))
-    at_once, later = found
-    assert at_once.iterations == 45 and at_once.stopped_by_rule and later.stopped_by_rule
-    assert at_once.stop_iteration == later.stop_iteration
-    for name in ("stopped", "out", "ema"):
-        assert torch.equal(getattr(at_once, name), getattr(later, name)), name
-    assert not states[1].guard or not states[1].guard.troubles
-
-
-def test_an_end_that_is_itself_lost_is_gone_back_from():
-    class Lost(Told):
-        def forward(self, z):
-            out = super().forward(z)
-            return out * (math.nan if self.n > 31 and not s.guard.troubles else 1)
-
-    s = told("ES-WMV", 8)
-    s.network.__class__ = Lost
-    s.guard = Guard(every=28)  # which looks so seldom that the rule's patience ends before
-    result = fit(s, 100)
-    assert [t["noticed"] for t in s.guard.troubles] == [44], "not looked at, but asked by eights"
-    expected = fit(told("ES-WMV", 8), 100)
-    assert result.stopped_by_rule and result.stop_iteration == expected.stop_iteration
-    assert torch.equal(result.restored, expected.restored)
-
-
-def test_going_back_forgets_what_is_undecided(fresh):
-    s = fresh(rule="ES-WMV", ask_every=8)
-    iterate(s, 12, [])
-    saved = copy.deepcopy(s.state_dict())
-    iterate(s, 14, [])
-    assert len(s.undecided) == 2
-    s.load_state_dict(saved)
-    assert not s.undecided and s.iteration == 12
 
 
 @pytest.mark.parametrize("more", ["--stopping held-out", "--stopping ES-WMV --window 5"])

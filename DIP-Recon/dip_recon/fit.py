@@ -199,8 +199,10 @@ class State:
         whole: the problem at the picture's own size, while a schedule has a reduced one fitted.
         steady: whether the schedule leaves problem and network's form as they were a step before.
         recorded: what does ``descend``'s work instead, on a GPU.
-        ask_every: how many outputs are measured before the stopping rule decides on them, which
-            are then undecided; at_end: what the last output was when it ended the run.
+        ask_every: how many outputs are measured before the stopping rule decides on them.
+        undecided: of those it has not decided on yet the iteration, what was measured, and
+            (smoothed, out, measured, loss) there.
+        at_end: the last of these where it has ended the run, which went on meanwhile.
     """
 
     problem: Problem
@@ -262,7 +264,7 @@ class State:
         if figures is None:
             return self.settle() or rule.decide(self.iteration, self.smoothed, [])
         there = (self.smoothed.clone(), self.out, self.measured, self.loss)  # the first is changed
-        self.undecided.append((rule, self.iteration, figures, there))
+        self.undecided.append((self.iteration, figures, there))
         return len(self.undecided) >= self.ask_every and self.settle()
 
     def settle(self) -> bool:
@@ -272,12 +274,11 @@ class State:
         """
         told, self.undecided = self.undecided, []
         if told:
-            numbers = torch.cat([figures for _, _, figures, _ in told]).tolist()
-        for rule, iteration, figures, there in told:
-            mine, numbers = numbers[: len(figures)], numbers[len(figures) :]
-            if rule.decide(iteration, there[0], mine):
-                self.stopped, self.at_end = True, there
-                break
+            numbers = torch.stack([figures for _, figures, _ in told]).tolist()
+            for (iteration, _, there), figures in zip(told, numbers, strict=True):
+                if self.stopping.decide(iteration, there[0], figures):
+                    self.stopped, self.at_end = True, there
+                    break
         return self.stopped
 
     PLAIN: ClassVar = ("iteration", "seconds", "stopped", "out", "smoothed", "measured", "loss")
@@ -450,7 +451,7 @@ def put_back(
 
     Raises ``trouble`` where there is no guard, or nothing for it to go back to.
     """
-    if state.settle() and state.at_end is not None:
+    if state.settle() and state.at_end is not None:  # it may be at the end that it was lost
         state.smoothed, state.out, state.measured, state.loss = state.at_end
         with suppress(FloatingPointError):
             check_finite(state)

@@ -14,7 +14,7 @@ from . import memory, models
 from .errors import UserError
 from .fit import bf16_available, choose
 from .options import Options
-from .prepare import ask_every, network_settings
+from .prepare import ask_every, network_settings, on_gpu
 from .tasks import Job
 
 # What allocators keep, and convolutions lay out anew, beyond the tensors there are at once: as
@@ -49,8 +49,7 @@ def needed(job: Job, o: Options) -> int:
         (out.float() - torch.empty_like(out)).square().mean().backward()
     weights = 4 * _weights(network)
     passing = live.most - 2 * weights  # all but the weights and their gradients
-    undecided = 4 * ask_every(out.numel()) if device.type == "cuda" else 0
-    kept = (4 + o.average_last + undecided) * 4 * out.numel()
+    kept = _pictures(o, out.numel(), device) * 4 * out.numel()
     return round(WASTE[device.type] * (passing + kept) + kept + COPIES[device.type] * weights)
 
 
@@ -83,15 +82,23 @@ def check(job: Job, o: Options) -> None:
 
 def _most(job: Job, o: Options) -> int:
     """A number of bytes that ``needed`` is far below, told in no time."""
+    device, _ = choose(o.device, o.precision)
     settings = network_settings(job, o)
     network = models.build(o.model_type, **settings, device="meta")
     z = torch.empty(1, settings["in_channels"], *settings["in_size"], device="meta")
     live = _Live()
     with live:
         out = network(z)
-    pixels = math.prod(job.problem.size) * job.problem.channels
-    kept = 16 * pixels * (4 + o.average_last)
-    return 6 * live.most + 32 * (_weights(network) + z.numel()) + kept + out.numel()
+    values = math.prod(job.problem.size) * job.problem.channels
+    kept = 16 * values * _pictures(o, values, device)
+    weights = 4 * COPIES[device.type] * _weights(network)
+    return 6 * live.most + weights + 32 * z.numel() + kept + out.numel()
+
+
+def _pictures(o: Options, values: int, device: torch.device) -> int:
+    """How many pictures of so many values averages and rules keep, or are to look at yet."""
+    undecided = 4 * ask_every(values) if on_gpu(device) else 0
+    return 4 + o.average_last + undecided
 
 
 def _weights(network: torch.nn.Module) -> int:

@@ -26,7 +26,7 @@ from .inputs import channels_of, make_input
 from .operators import Identity
 from .options import NETWORK_OPTIONS, Options, words
 from .problem import Problem
-from .recorded import Recorded, can_be
+from .recorded import Recorded, recordable
 from .stopping import HeldOut
 from .tasks import Job, load
 
@@ -157,8 +157,7 @@ def on_gpu(device: torch.device) -> bool:
 def ask_every(values: int) -> int:
     """How many outputs of so many values a rule decides on at once on a GPU.
 
-    8; fewer of large ones, whose steps take longer than the waiting, since four pictures of each
-    are kept by then.
+    8; fewer of large ones, whose steps take longer than the waiting: all are kept by then.
     """
     return min(8, max(1, 2**22 // values))
 
@@ -203,5 +202,5 @@ def prepare(job: Job, o: Options, device: torch.device, precision: str) -> State
     )
     if on_gpu(device):
         state.ask_every = ask_every(problem.y.numel())
-        state.recorded = Recorded() if can_be(state) else None
+        state.recorded = Recorded() if recordable(state) else None
     return state

@@ -23,14 +23,16 @@ Found = tuple[Tensor, ...]
 Record = Callable[[Callable[[], Found]], tuple[Callable[[], None], Found]]
 
 
-def can_be(state: State) -> bool:
+def recordable(state: State) -> bool:
     """Whether this fit's steps are work for the device alone, and the same each time.
 
     Not where the last step may be undone, which is asked at every step; nor with an optimiser that
     keeps its learning rate to itself, or an operator that is not ours and may do anything. Before
     torch 2.13 a recording that fails leaves memory and random numbers locked.
     """
-    A = state.problem.A.A if isinstance(state.problem.A, Kept) else state.problem.A
+    A = state.problem.A
+    while isinstance(A, Kept):
+        A = A.A
     fused = all(group.get("fused") for group in state.optimizer.param_groups)
     alone = state.backtracking is None and type(A) in OPERATORS
     return fused and alone and torch.__version__ >= (2, 13)
@@ -98,10 +100,9 @@ class Recorded:
 
     def _begin(self, s: State, z: Tensor) -> None:
         """Record, and keep the recording if two steps with it are two steps without."""
-        before: list[Tensor] = []
-        why_not = ""
+        before, why_not = None, ""
         try:
-            before += [t.clone() for t in _changed(s)]
+            before = [t.clone() for t in _changed(s)]
             self.z, self.lr = z.clone(), torch.zeros((), device=z.device)
             with _set(s.optimizer, lr=s.lr):  # the schedule's may hardly change anything
                 expected = [descend(s, z) for _ in range(2)]

@@ -31,12 +31,9 @@ class _OfEach(torch.autograd.Function):
     """A layer of several networks as one: their channels lie side by side.
 
     torch's own rules add and multiply what a layer does itself, one after another, in float32
-    where the maps are in bfloat16, and keep what is between for the gradient.
+    where the maps are in bfloat16, and keep what is between for the gradient. There is ``vmap``
+    alone, and no ``forward`` for one network, which has torch's layer.
     """
-
-    @staticmethod
-    def forward(x: Tensor, *_) -> Tensor:
-        raise NotImplementedError  # there are several
 
     @staticmethod
     def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
@@ -81,8 +78,10 @@ class Convolution(nn.Conv2d):
 
 
 class LeakyReLU(nn.LeakyReLU):
-    """In place; not of several networks as one, whose maps are views, so that gradients of what is
-    done in place are copied to and fro."""
+    """In place, but for several networks as one.
+
+    Their maps are views, and gradients of what is done to views in place are copied to and fro.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return F.leaky_relu(x, self.negative_slope, inplace=not several(x))

@@ -98,14 +98,17 @@ def attend(qkv: Tensor, bias: Tensor) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """In float32 under the CPU's autocast where there are few tokens: there it is the weights that
-    take the time, and those that are cast at every step, and their gradients, have half of it."""
+    """[…, in_features] -> […, out_features]; of few tokens in float32 under the CPU's autocast.
+
+    With few it is the weights that take the time, and half of that is casting them and their
+    gradients at every step.
+    """
 
     FEW = 32
 
     def forward(self, x: Tensor) -> Tensor:
-        few = x.numel() <= self.FEW * x.shape[-1] and x.device.type == "cpu"
-        if not (few and torch.is_autocast_enabled("cpu")):
+        few = x.numel() <= self.FEW * x.shape[-1]
+        if not (few and x.device.type == "cpu" and torch.is_autocast_enabled("cpu")):
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
             return super().forward(x.float()).to(torch.get_autocast_dtype("cpu"))
